@@ -1,0 +1,1 @@
+"""The base station: intake, spool, fleet, routing layer, downlink."""

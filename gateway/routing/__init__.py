@@ -1,0 +1,1 @@
+"""Routing engines: where packets live by fingerprint."""

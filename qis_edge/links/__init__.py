@@ -1,0 +1,1 @@
+"""Links: the ways to the other side."""

@@ -1,0 +1,1 @@
+"""Stores: what a node keeps on disk."""
