@@ -56,10 +56,16 @@ def encode(values: Sequence[Row]) -> Column:
     forms.append(_packed(flag, bitmap, (low,), [value - low for value in present]))
     forms.append(
         _packed(
-            flag | _DIFFERENCES, bitmap, (present[0], lowest), [step - lowest for step in steps]
+            flag | _DIFFERENCES,
+            bitmap,
+            (present[0], lowest),
+            [step - lowest for step in steps],
         )
     )
-    return min((form for form in forms if form is not None), key=lambda form: len(cbor2.dumps(form)))
+    return min(
+        (form for form in forms if form is not None),
+        key=lambda form: len(cbor2.dumps(form)),
+    )
 
 
 def decode(
@@ -113,7 +119,9 @@ def decode_texts(column: object, rows: int, field: str) -> list[str | None]:
         return [None] * rows
     if isinstance(column, str):
         return [_text(column, field)] * rows
-    if not (isinstance(column, list) and len(column) == 2 and isinstance(column[0], list)):
+    if not (
+        isinstance(column, list) and len(column) == 2 and isinstance(column[0], list)
+    ):
         raise Refused(Reason.TYPE, field)
     words = [_text(word, field) for word in column[0]]
     if not 0 < len(words) <= rows:
@@ -164,7 +172,9 @@ def _from_differences(form: list[object], rows: int, field: str) -> list[Row]:
 # --- bit packing -----------------------------------------------------------------------
 
 
-def _packed(flags: int, bitmap: bytes, bases: tuple[int, ...], distances: list[int]) -> Column:
+def _packed(
+    flags: int, bitmap: bytes, bases: tuple[int, ...], distances: list[int]
+) -> Column:
     width = max(distances, default=0).bit_length()
     if width > MAX_WIDTH:
         return None
@@ -199,7 +209,9 @@ def _unpack(data: bytes, rows: int, field: str) -> list[Row]:
     if head & _DIFFERENCES:
         lowest, at = _take_varint(data, at, field)
         distances, at = _take_bits(data, at, count - 1, width, field)
-        values = list(accumulate((lowest + distance for distance in distances), initial=base))
+        values = list(
+            accumulate((lowest + distance for distance in distances), initial=base)
+        )
     else:
         distances, at = _take_bits(data, at, count, width, field)
         values = [base + distance for distance in distances]
@@ -211,7 +223,9 @@ def _unpack(data: bytes, rows: int, field: str) -> list[Row]:
     return [next(following) if bit else None for bit in present]
 
 
-def _take_bits(data: bytes, at: int, count: int, width: int, field: str) -> tuple[list[int], int]:
+def _take_bits(
+    data: bytes, at: int, count: int, width: int, field: str
+) -> tuple[list[int], int]:
     total = width * count
     size = (total + 7) // 8
     end = at + size
@@ -223,9 +237,9 @@ def _take_bits(data: bytes, at: int, count: int, width: int, field: str) -> tupl
         raise Refused(Reason.NON_CANONICAL, field, "padding")
     bits >>= padding
     mask = (1 << width) - 1
-    return [bits >> shift & mask for shift in range(total - width, -1, -width)] if width else [
-        0
-    ] * count, end
+    return [
+        bits >> shift & mask for shift in range(total - width, -1, -width)
+    ] if width else [0] * count, end
 
 
 def _varint(value: int) -> bytes:
@@ -285,6 +299,8 @@ def from_scaled(number: int, power: int) -> float:
     return number / 10**-power if power < 0 else float(number * 10**power)
 
 
-def map_present(values: Sequence[Row], convert: Callable[[int], float]) -> list[float | None]:
+def map_present(
+    values: Sequence[Row], convert: Callable[[int], float]
+) -> list[float | None]:
     """Convert what is there, keep what is missing."""
     return [None if value is None else convert(value) for value in values]

@@ -81,7 +81,15 @@ def sign1(identity: Identity, payload: bytes, aad: bytes) -> bytes:
     """A tagged COSE_Sign1 of ``payload``, with ``aad`` as external_aad."""
     signature = identity.sign(_structure(_SIGNATURE1, _ED25519, aad, payload))
     return b"".join(
-        (_SIGN1, _ED25519, _KID, identity.kid, _bstr(payload), _SIGNATURE_HEAD, signature)
+        (
+            _SIGN1,
+            _ED25519,
+            _KID,
+            identity.kid,
+            _bstr(payload),
+            _SIGNATURE_HEAD,
+            signature,
+        )
     )
 
 

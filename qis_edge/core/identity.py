@@ -10,7 +10,11 @@ from __future__ import annotations
 import hashlib
 
 from nacl import bindings
-from nacl.exceptions import BadSignatureError, CryptoError, RuntimeError as NaclRuntimeError
+from nacl.exceptions import (
+    BadSignatureError,
+    CryptoError,
+    RuntimeError as NaclRuntimeError,
+)
 
 from qis_edge.core.errors import Reason, Refused, UsageError
 
@@ -33,7 +37,9 @@ class PublicKey:
 
     def __init__(self, raw: bytes) -> None:
         if not isinstance(raw, bytes) or len(raw) != KEY_SIZE:
-            raise Refused(Reason.TYPE, "key", f"an Ed25519 public key has {KEY_SIZE} bytes")
+            raise Refused(
+                Reason.TYPE, "key", f"an Ed25519 public key has {KEY_SIZE} bytes"
+            )
         self.raw = raw
         self.thumbprint = hashlib.sha256(_COSE_KEY_PREFIX + raw).digest()
         self.kid = self.thumbprint[:KID_SIZE]
@@ -100,7 +106,9 @@ class Identity:
             theirs = bindings.crypto_sign_ed25519_pk_to_curve25519(peer.raw)
             secret: bytes = bindings.crypto_scalarmult(ours, theirs)
         except (CryptoError, NaclRuntimeError):
-            raise Refused(Reason.SECRET, "key", "not usable for a shared secret") from None
+            raise Refused(
+                Reason.SECRET, "key", "not usable for a shared secret"
+            ) from None
         if not any(secret):
             raise Refused(Reason.SECRET, "key", "all-zero shared secret")
         return secret

@@ -94,7 +94,9 @@ class Packet:
         """The outcomes with the result names of a template; unknown labels stay."""
         name = {label: template.name_of(label) for label in self.rows.series}
         return tuple(
-            replace(o, results={name[label]: value for label, value in o.results.items()})
+            replace(
+                o, results={name[label]: value for label, value in o.results.items()}
+            )
             for o in self.outcomes
         )
 
@@ -179,7 +181,13 @@ def how_many(
 
     def fits(count: int) -> bool:
         payload = _payload(
-            outcomes[:count], fingerprint, store, sequence, ttl, domain, extensions or Extensions()
+            outcomes[:count],
+            fingerprint,
+            store,
+            sequence,
+            ttl,
+            domain,
+            extensions or Extensions(),
         )
         size = len(payload)
         return size + SIGN1_OVERHEAD - (size < 24) + (size > 255) <= limit
@@ -214,7 +222,14 @@ def _payload(
     _require(0 <= ttl <= MAX_TTL, "ttl", f"must be 0..{MAX_TTL} hours")
     _require(len(outcomes) > 0, "outcomes", "there are none")
     ordered = sorted(outcomes, key=lambda outcome: outcome.time)
-    payload = [fingerprint, store, sequence, ordered[0].time, ttl, rows.encode(ordered, domain)]
+    payload = [
+        fingerprint,
+        store,
+        sequence,
+        ordered[0].time,
+        ttl,
+        rows.encode(ordered, domain),
+    ]
     if more := _encode_extensions(extensions):
         payload.append(more)
     return cbor.dumps(payload)
@@ -223,10 +238,17 @@ def _payload(
 def _encode_extensions(extensions: Extensions) -> dict[int, object]:
     form: dict[int, object] = {}
     if extensions.vector is not None:
-        _require(0 < len(extensions.vector) <= MAX_VECTOR, "vector", f"1..{MAX_VECTOR} values")
+        _require(
+            0 < len(extensions.vector) <= MAX_VECTOR,
+            "vector",
+            f"1..{MAX_VECTOR} values",
+        )
         scale = 10**-VECTOR_POWER
         try:
-            form[_VECTOR] = [VECTOR_POWER, [round(value * scale) for value in extensions.vector]]
+            form[_VECTOR] = [
+                VECTOR_POWER,
+                [round(value * scale) for value in extensions.vector],
+            ]
         except (ValueError, OverflowError):
             raise DoesNotFit("a value is not finite", field="vector") from None
     if extensions.tags:
@@ -235,7 +257,11 @@ def _encode_extensions(extensions: Extensions) -> dict[int, object]:
             _require(0 < len(tag) <= MAX_TAG, "tags", f"1..{MAX_TAG} characters each")
         form[_TAGS] = list(extensions.tags)
     if extensions.time_uncertainty is not None:
-        _require(0 <= extensions.time_uncertainty <= MAX_TIME, "time_uncertainty", "out of bounds")
+        _require(
+            0 <= extensions.time_uncertainty <= MAX_TIME,
+            "time_uncertainty",
+            "out of bounds",
+        )
         form[_UNCERTAINTY] = extensions.time_uncertainty
     if extensions.floor is not None:
         _require(0 <= extensions.floor <= MAX_SEQUENCE, "floor", "must be 0..2^32-1")
@@ -288,7 +314,9 @@ def _from_payload(raw: bytes, packet_id: bytes, kid: bytes, payload: object) -> 
         sequence=_uint(payload[2], MAX_SEQUENCE, "sequence"),
         time=_uint(payload[3], MAX_TIME, "time"),
         ttl=_uint(payload[4], MAX_TTL, "ttl"),
-        extensions=_decode_extensions(payload[6]) if len(payload) == 7 else Extensions(),
+        extensions=_decode_extensions(payload[6])
+        if len(payload) == 7
+        else Extensions(),
         _columns=payload[5],
     )
 
@@ -322,7 +350,9 @@ def _decode_extensions(form: object) -> Extensions:
         vector=_decode_vector(form[_VECTOR]) if _VECTOR in form else None,
         tags=_decode_tags(form[_TAGS]) if _TAGS in form else (),
         time_uncertainty=(
-            _uint(uncertainty, MAX_TIME, "time_uncertainty") if _UNCERTAINTY in form else None
+            _uint(uncertainty, MAX_TIME, "time_uncertainty")
+            if _UNCERTAINTY in form
+            else None
         ),
         floor=_uint(floor, MAX_SEQUENCE, "floor") if _FLOOR in form else None,
     )
@@ -350,6 +380,8 @@ def _decode_vector(form: object) -> tuple[float, ...]:
 def _decode_tags(form: object) -> tuple[str, ...]:
     if not isinstance(form, list) or not all(isinstance(tag, str) for tag in form):
         raise Refused(Reason.TYPE, "tags")
-    if not 0 < len(form) <= MAX_TAGS or not all(0 < len(tag) <= MAX_TAG for tag in form):
+    if not 0 < len(form) <= MAX_TAGS or not all(
+        0 < len(tag) <= MAX_TAG for tag in form
+    ):
         raise Refused(Reason.BOUNDS, "tags")
     return tuple(form)
