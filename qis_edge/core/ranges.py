@@ -13,8 +13,8 @@ from typing import Any
 
 from qis_edge.core.errors import Reason, Refused, UsageError
 
-#: What a sequence number may be, at most: it also fits SQLite's signed integers.
-MAX_SEQUENCE = 2**63 - 1
+#: What a sequence number may be, at most.
+MAX_SEQUENCE = 2**32 - 1
 #: How many sequences one set on the wire may stand for.
 MAX_EXPANDED = 4096
 
