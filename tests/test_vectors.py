@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from qis_edge.core.errors import Refused
 from qis_edge.core.identity import Identity
 from qis_edge.core.outcome import Kind, Outcome
@@ -29,7 +30,7 @@ def outcome(form: dict[str, Any]) -> Outcome:
         Kind[form["kind"].upper()],
         form["confidence"],
         form["samples"],
-        {label: value for label, value in form["results"]},
+        dict(form["results"]),
         form["summary"],
     )
 

@@ -41,9 +41,7 @@ def _ordered(obj: object) -> object:
     if isinstance(obj, dict):
         pairs = sorted((cbor2.dumps(key), key) for key in obj)
         return {key: _ordered(obj[key]) for _, key in pairs}
-    raise UsageError(
-        f"{type(obj).__name__} has no deterministic encoding here", field="cbor"
-    )
+    raise UsageError(f"{type(obj).__name__} has no deterministic encoding here", field="cbor")
 
 
 def loads(data: bytes, field: str, *, max_depth: int = MAX_DEPTH) -> Any:
@@ -84,9 +82,7 @@ def item_end(data: bytes, start: int, field: str, *, max_depth: int = MAX_DEPTH)
             else:
                 at = item_end(data, at, field, max_depth=max_depth - 1)
         return at
-    return _map_end(
-        data, at, _bounded(argument * 2, data, at, field) // 2, field, max_depth - 1
-    )
+    return _map_end(data, at, _bounded(argument * 2, data, at, field) // 2, field, max_depth - 1)
 
 
 def _map_end(data: bytes, at: int, pairs: int, field: str, max_depth: int) -> int:
@@ -95,9 +91,7 @@ def _map_end(data: bytes, at: int, pairs: int, field: str, max_depth: int) -> in
         end = item_end(data, at, field, max_depth=max_depth)
         key = data[at:end]
         if keys and key <= keys[-1]:
-            raise Refused(
-                Reason.DUPLICATE_KEY if key in keys else Reason.NON_CANONICAL, field
-            )
+            raise Refused(Reason.DUPLICATE_KEY if key in keys else Reason.NON_CANONICAL, field)
         keys.append(key)
         at = item_end(data, end, field, max_depth=max_depth)
     return at
@@ -145,9 +139,7 @@ def _simple(info: int, at: int, field: str) -> tuple[int, int, int]:
         return _SIMPLE, info, at
     if info == 31:
         raise Refused(Reason.INDEFINITE, field, "a break")
-    raise Refused(
-        Reason.TYPE, field, "a float" if 25 <= info <= 27 else "a simple value"
-    )
+    raise Refused(Reason.TYPE, field, "a float" if 25 <= info <= 27 else "a simple value")
 
 
 def _check_text(data: bytes, field: str) -> None:

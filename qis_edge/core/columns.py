@@ -119,9 +119,7 @@ def decode_texts(column: object, rows: int, field: str) -> list[str | None]:
         return [None] * rows
     if isinstance(column, str):
         return [_text(column, field)] * rows
-    if not (
-        isinstance(column, list) and len(column) == 2 and isinstance(column[0], list)
-    ):
+    if not (isinstance(column, list) and len(column) == 2 and isinstance(column[0], list)):
         raise Refused(Reason.TYPE, field)
     words = [_text(word, field) for word in column[0]]
     if not 0 < len(words) <= rows:
@@ -172,9 +170,7 @@ def _from_differences(form: list[object], rows: int, field: str) -> list[Row]:
 # --- bit packing -----------------------------------------------------------------------
 
 
-def _packed(
-    flags: int, bitmap: bytes, bases: tuple[int, ...], distances: list[int]
-) -> Column:
+def _packed(flags: int, bitmap: bytes, bases: tuple[int, ...], distances: list[int]) -> Column:
     width = max(distances, default=0).bit_length()
     if width > MAX_WIDTH:
         return None
@@ -209,9 +205,7 @@ def _unpack(data: bytes, rows: int, field: str) -> list[Row]:
     if head & _DIFFERENCES:
         lowest, at = _take_varint(data, at, field)
         distances, at = _take_bits(data, at, count - 1, width, field)
-        values = list(
-            accumulate((lowest + distance for distance in distances), initial=base)
-        )
+        values = list(accumulate((lowest + distance for distance in distances), initial=base))
     else:
         distances, at = _take_bits(data, at, count, width, field)
         values = [base + distance for distance in distances]
@@ -223,9 +217,7 @@ def _unpack(data: bytes, rows: int, field: str) -> list[Row]:
     return [next(following) if bit else None for bit in present]
 
 
-def _take_bits(
-    data: bytes, at: int, count: int, width: int, field: str
-) -> tuple[list[int], int]:
+def _take_bits(data: bytes, at: int, count: int, width: int, field: str) -> tuple[list[int], int]:
     total = width * count
     size = (total + 7) // 8
     end = at + size
@@ -237,9 +229,9 @@ def _take_bits(
         raise Refused(Reason.NON_CANONICAL, field, "padding")
     bits >>= padding
     mask = (1 << width) - 1
-    return [
-        bits >> shift & mask for shift in range(total - width, -1, -width)
-    ] if width else [0] * count, end
+    return [bits >> shift & mask for shift in range(total - width, -1, -width)] if width else [
+        0
+    ] * count, end
 
 
 def _varint(value: int) -> bytes:
@@ -279,7 +271,8 @@ def to_scaled(value: float, power: int, field: str) -> int:
     :raises DoesNotFit: it is no multiple of the unit, not finite, or past 2**53 units.
     """
     try:
-        scaled = value * 10**-power if power <= 0 else value / 10**power
+        scale: int = 10 ** abs(power)
+        scaled = value * scale if power <= 0 else value / scale
         number = round(scaled)
     except (OverflowError, ValueError):  # infinities and NaN
         raise DoesNotFit(f"{value} is not a finite number", field=field) from None
@@ -296,11 +289,10 @@ def to_scaled(value: float, power: int, field: str) -> int:
 
 def from_scaled(number: int, power: int) -> float:
     """The float nearest to ``number * 10**power``."""
-    return number / 10**-power if power < 0 else float(number * 10**power)
+    scale: int = 10 ** abs(power)
+    return number / scale if power < 0 else float(number * scale)
 
 
-def map_present(
-    values: Sequence[Row], convert: Callable[[int], float]
-) -> list[float | None]:
+def map_present(values: Sequence[Row], convert: Callable[[int], float]) -> list[float | None]:
     """Convert what is there, keep what is missing."""
     return [None if value is None else convert(value) for value in values]

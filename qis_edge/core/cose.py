@@ -102,7 +102,7 @@ def open_sign1(raw: bytes, limit: int, field: str) -> Sign1:
         raise Refused(Reason.OVERSIZED, field, f"{len(raw)} bytes, at most {limit}")
     _expect(raw, 0, _SIGN1, field)
     protected = raw[3:6]
-    if protected != _ED25519 and protected != _EDDSA:
+    if protected not in (_ED25519, _EDDSA):
         _expect(raw, 3, _ED25519, f"{field}.protected")
     _expect(raw, 6, _KID, f"{field}.unprotected")
     payload, at = _take_bstr(raw, _SIGN1_PAYLOAD, f"{field}.payload")

@@ -13,6 +13,8 @@ from nacl import bindings
 from nacl.exceptions import (
     BadSignatureError,
     CryptoError,
+)
+from nacl.exceptions import (
     RuntimeError as NaclRuntimeError,
 )
 
@@ -37,9 +39,7 @@ class PublicKey:
 
     def __init__(self, raw: bytes) -> None:
         if not isinstance(raw, bytes) or len(raw) != KEY_SIZE:
-            raise Refused(
-                Reason.TYPE, "key", f"an Ed25519 public key has {KEY_SIZE} bytes"
-            )
+            raise Refused(Reason.TYPE, "key", f"an Ed25519 public key has {KEY_SIZE} bytes")
         self.raw = raw
         self.thumbprint = hashlib.sha256(_COSE_KEY_PREFIX + raw).digest()
         self.kid = self.thumbprint[:KID_SIZE]
@@ -106,9 +106,7 @@ class Identity:
             theirs = bindings.crypto_sign_ed25519_pk_to_curve25519(peer.raw)
             secret: bytes = bindings.crypto_scalarmult(ours, theirs)
         except (CryptoError, NaclRuntimeError):
-            raise Refused(
-                Reason.SECRET, "key", "not usable for a shared secret"
-            ) from None
+            raise Refused(Reason.SECRET, "key", "not usable for a shared secret") from None
         if not any(secret):
             raise Refused(Reason.SECRET, "key", "all-zero shared secret")
         return secret

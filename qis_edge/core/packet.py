@@ -19,7 +19,7 @@ from qis_edge.core import cbor, columns, rows
 from qis_edge.core.cose import SIGN1_OVERHEAD, open_sign1, sign1
 from qis_edge.core.errors import DoesNotFit, Reason, Refused, UsageError
 from qis_edge.core.identity import Identity, PublicKey
-from qis_edge.core.outcome import Outcome
+from qis_edge.core.outcome import Label, Outcome
 from qis_edge.core.rows import MAX_POWER, MAX_TIME, Rows, Template
 
 MAX_PACKET = 512
@@ -94,9 +94,7 @@ class Packet:
         """The outcomes with the result names of a template; unknown labels stay."""
         name = {label: template.name_of(label) for label in self.rows.series}
         return tuple(
-            replace(
-                o, results={name[label]: value for label, value in o.results.items()}
-            )
+            replace(o, results={name[label]: value for label, value in o.results.items()})
             for o in self.outcomes
         )
 
@@ -119,7 +117,7 @@ class Packet:
 class Naming(rows.Template):
     """A template that can also be read backwards; :class:`qis_edge.core.domain.Domain` is one."""
 
-    def name_of(self, label: rows.Label) -> rows.Label:
+    def name_of(self, label: Label) -> Label:
         """The name of a label on the wire; a label that it does not know stays as it is."""
         raise NotImplementedError
 
@@ -314,9 +312,7 @@ def _from_payload(raw: bytes, packet_id: bytes, kid: bytes, payload: object) -> 
         sequence=_uint(payload[2], MAX_SEQUENCE, "sequence"),
         time=_uint(payload[3], MAX_TIME, "time"),
         ttl=_uint(payload[4], MAX_TTL, "ttl"),
-        extensions=_decode_extensions(payload[6])
-        if len(payload) == 7
-        else Extensions(),
+        extensions=_decode_extensions(payload[6]) if len(payload) == 7 else Extensions(),
         _columns=payload[5],
     )
 
@@ -350,9 +346,7 @@ def _decode_extensions(form: object) -> Extensions:
         vector=_decode_vector(form[_VECTOR]) if _VECTOR in form else None,
         tags=_decode_tags(form[_TAGS]) if _TAGS in form else (),
         time_uncertainty=(
-            _uint(uncertainty, MAX_TIME, "time_uncertainty")
-            if _UNCERTAINTY in form
-            else None
+            _uint(uncertainty, MAX_TIME, "time_uncertainty") if _UNCERTAINTY in form else None
         ),
         floor=_uint(floor, MAX_SEQUENCE, "floor") if _FLOOR in form else None,
     )
@@ -380,8 +374,6 @@ def _decode_vector(form: object) -> tuple[float, ...]:
 def _decode_tags(form: object) -> tuple[str, ...]:
     if not isinstance(form, list) or not all(isinstance(tag, str) for tag in form):
         raise Refused(Reason.TYPE, "tags")
-    if not 0 < len(form) <= MAX_TAGS or not all(
-        0 < len(tag) <= MAX_TAG for tag in form
-    ):
+    if not 0 < len(form) <= MAX_TAGS or not all(0 < len(tag) <= MAX_TAG for tag in form):
         raise Refused(Reason.BOUNDS, "tags")
     return tuple(form)

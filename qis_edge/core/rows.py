@@ -74,9 +74,7 @@ class Rows:
 # --- encoding --------------------------------------------------------------------------
 
 
-def encode(
-    outcomes: Sequence[Outcome], template: Template | None = None
-) -> list[object]:
+def encode(outcomes: Sequence[Outcome], template: Template | None = None) -> list[object]:
     """The columns of 1..512 outcomes in ascending order of time.
 
     Results are encoded at the template's resolution; without one, at the coarsest power
@@ -102,9 +100,7 @@ def encode(
     return form if summaries is None else [*form, summaries]
 
 
-def _encode_series(
-    outcomes: Sequence[Outcome], template: Template | None
-) -> dict[Label, object]:
+def _encode_series(outcomes: Sequence[Outcome], template: Template | None) -> dict[Label, object]:
     names: dict[Label, None] = {}
     for outcome in outcomes:
         names.update(dict.fromkeys(outcome.results))
@@ -118,9 +114,7 @@ def _encode_series(
         if label in series:
             raise DoesNotFit(f"given twice, as label {label} too", field=field)
         power = template.power_of(name) if template else None
-        series[label] = _one_series(
-            [o.results.get(name) for o in outcomes], power, field
-        )
+        series[label] = _one_series([o.results.get(name) for o in outcomes], power, field)
     return series
 
 
@@ -143,9 +137,7 @@ def _one_series(values: Sequence[Value], power: int | None, field: str) -> objec
         return columns.encode_texts([v if isinstance(v, str) else None for v in values])
     numbers = [None if v is None else float(v) for v in values]
     if power is None:
-        power = _coarsest_power(
-            [number for number in numbers if number is not None], field
-        )
+        power = _coarsest_power([number for number in numbers if number is not None], field)
     column = columns.encode(
         [None if v is None else columns.to_scaled(v, power, field) for v in numbers]
     )
@@ -164,9 +156,7 @@ def _coarsest_power(numbers: Sequence[float], field: str) -> int:
             powers.append(exponent)
     power = min(powers, default=0)
     if abs(power) > MAX_POWER:
-        raise DoesNotFit(
-            f"needs a resolution of 1e{power}", field=field, hint="round it first"
-        )
+        raise DoesNotFit(f"needs a resolution of 1e{power}", field=field, hint="round it first")
     return min(power, 0) if power <= 2 else power
 
 
@@ -182,7 +172,8 @@ def decode(form: object, time: int) -> Rows:
     if not isinstance(form, list):
         raise Refused(Reason.TYPE, "columns")
     if len(form) in (4, 5):
-        rows, times, rest = 1, (time,), form
+        rows, rest = 1, form
+        times: tuple[int, ...] = (time,)
     elif len(form) in (6, 7):
         rows = _count(form[0])
         steps = _whole(form[1], rows - 1, "intervals", MAX_INTERVAL)
@@ -191,11 +182,7 @@ def decode(form: object, time: int) -> Rows:
         raise Refused(Reason.BOUNDS, "columns", f"{len(form)} of them")
     if times[-1] > MAX_TIME:
         raise Refused(Reason.INTEGER, "time")
-    summaries = (
-        columns.decode_texts(rest[4], rows, "summary")
-        if len(rest) == 5
-        else [None] * rows
-    )
+    summaries = columns.decode_texts(rest[4], rows, "summary") if len(rest) == 5 else [None] * rows
     return Rows(
         times=times,
         kinds=_whole(rest[0], rows, "kind", max(Kind)),
@@ -253,9 +240,5 @@ def _decode_one(form: object, rows: int, field: str) -> Sequence[Value]:
         if abs(power) > MAX_POWER:
             raise Refused(Reason.BOUNDS, f"{field}.power", f"{power}")
     low, high = -columns.MAX_NUMBER, columns.MAX_NUMBER
-    numbers: list[Row] = columns.decode(
-        form, rows, field, low=low, high=high, missing=True
-    )
-    return columns.map_present(
-        numbers, lambda number: columns.from_scaled(number, power)
-    )
+    numbers: list[Row] = columns.decode(form, rows, field, low=low, high=high, missing=True)
+    return columns.map_present(numbers, lambda number: columns.from_scaled(number, power))

@@ -15,10 +15,10 @@ from datetime import datetime
 from pathlib import Path
 
 from qis_edge.core.domain import Domain
+
 from qis_edge.core.identity import Identity
 from qis_edge.core.outcome import Kind, Outcome, Value
 from qis_edge.core.packet import pack, unpack
-
 from tests.bench import report
 
 DATA = Path(__file__).parent / "data" / "air-quality.csv.gz"

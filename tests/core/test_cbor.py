@@ -6,16 +6,13 @@ import cbor2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from qis_edge.core import cbor
 from qis_edge.core.errors import Reason, Refused, UsageError
 
 INTEGERS = st.integers(-(2**64), 2**64 - 1)
 ITEMS = st.recursive(
-    INTEGERS
-    | st.binary(max_size=20)
-    | st.text(max_size=10)
-    | st.none()
-    | st.booleans(),
+    INTEGERS | st.binary(max_size=20) | st.text(max_size=10) | st.none() | st.booleans(),
     lambda inner: (
         st.lists(inner, max_size=5)
         | st.dictionaries(INTEGERS | st.text(max_size=5), inner, max_size=5)

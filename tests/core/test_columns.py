@@ -6,6 +6,7 @@ import cbor2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from qis_edge.core import columns
 from qis_edge.core.errors import DoesNotFit, Reason, Refused
 
@@ -78,7 +79,7 @@ def test_scaling_is_exact(number: int, power: int) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 21.55, 1e300])
 def test_what_does_not_fit_is_said(value: float) -> None:
-    with pytest.raises(DoesNotFit, match="results.t"):
+    with pytest.raises(DoesNotFit, match=r"results\.t"):
         columns.to_scaled(value, -1, "results.t")
 
 

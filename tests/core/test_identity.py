@@ -7,6 +7,7 @@ import pickle
 
 import cbor2
 import pytest
+
 from qis_edge.core import cose
 from qis_edge.core.errors import Reason, Refused, UsageError
 from qis_edge.core.identity import Identity, PublicKey
@@ -22,9 +23,7 @@ def test_the_kid_is_the_rfc_9679_thumbprint() -> None:
 
 
 def test_rfc_8032_test_vector_2() -> None:
-    seed = bytes.fromhex(
-        "4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb"
-    )
+    seed = bytes.fromhex("4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb")
     identity = Identity.from_seed(seed)
     assert identity.public.raw.hex() == (
         "3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c"

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from qis_edge.core import cose
 from qis_edge.core.errors import DoesNotFit, Reason, Refused, UsageError
 from qis_edge.core.identity import Identity, PublicKey
@@ -85,9 +86,7 @@ def test_what_goes_in_comes_out(
     assert (got.sequence, got.ttl, got.kid, got.store) == (sequence, ttl, ME.kid, STORE)
     assert got.extensions == extensions
     labels = {label for outcome in outcomes for label in outcome.results}
-    whole = [
-        replace(o, results={k: o.results.get(k) for k in labels}) for o in outcomes
-    ]
+    whole = [replace(o, results={k: o.results.get(k) for k in labels}) for o in outcomes]
     assert list(got.outcomes) == whole
 
 
@@ -131,15 +130,11 @@ def test_a_signature_for_another_purpose_is_none() -> None:
 def test_how_many_is_what_pack_takes() -> None:
     rng = random.Random(7)
     outcomes = [
-        one(
-            time=T0 + 3600 * i, results={"t": rng.randint(-200, 400) / 10, "h": i * 1.0}
-        )
+        one(time=T0 + 3600 * i, results={"t": rng.randint(-200, 400) / 10, "h": i * 1.0})
         for i in range(300)
     ]
     for limit in (120, 160, 200, 231, 512):
-        count = how_many(
-            outcomes, fingerprint=ADDRESS, store=STORE, sequence=9, limit=limit
-        )
+        count = how_many(outcomes, fingerprint=ADDRESS, store=STORE, sequence=9, limit=limit)
         arguments = {"sequence": 9, "limit": limit}
         if count:
             assert len(packed(*outcomes[:count], **arguments)) <= limit
@@ -181,12 +176,10 @@ def test_a_wrong_argument_is_named(arguments: dict[str, object], field: str) -> 
         ({"t": "x" * 201}, "results.t"),
         ({"": 1.0}, "results."),
         ({-1: 1.0}, "results.-1"),
-        ({i: 0.0 for i in range(65)}, "results"),
+        (dict.fromkeys(range(65), 0.0), "results"),
     ],
 )
-def test_a_result_that_does_not_fit_is_named(
-    results: dict[Label, float], field: str
-) -> None:
+def test_a_result_that_does_not_fit_is_named(results: dict[Label, float], field: str) -> None:
     with pytest.raises(DoesNotFit) as caught:
         packed(one(results=results))
     assert caught.value.field == field
@@ -214,12 +207,7 @@ def test_the_decoder_survives_mutations() -> None:
         cose.open_sign1(raw, MAX_PACKET, "packet").payload
         for raw in (
             packed(),
-            packed(
-                *(
-                    one(time=T0 + 60 * i, results={"t": i / 10, "w": "n"})
-                    for i in range(24)
-                )
-            ),
+            packed(*(one(time=T0 + 60 * i, results={"t": i / 10, "w": "n"}) for i in range(24))),
             packed(one(summary="hi"), extensions=Extensions((0.5,), ("a",), 3, 4)),
         )
     ]

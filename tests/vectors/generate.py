@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import cbor2
+
 from qis_edge.core import cbor, cose
 from qis_edge.core.errors import Refused
 from qis_edge.core.identity import Identity
@@ -29,9 +30,7 @@ def outcome(i: int = 0, **results: object) -> Outcome:
 def day() -> list[Outcome]:
     temperatures = [-1.2, -1.5, -2.0, -2.4, -2.4, -3.1, -3.3, -2.8, -1.0, 0.7, 2.1, 3.8]
     temperatures += [4.4, 5.0, 5.2, 4.7, 3.6, 2.2, 1.5, 0.9, 0.4, 0.0, -0.4, -0.9]
-    return [
-        outcome(i, temperature=t, humidity=60.0 + i) for i, t in enumerate(temperatures)
-    ]
+    return [outcome(i, temperature=t, humidity=60.0 + i) for i, t in enumerate(temperatures)]
 
 
 VALID: dict[str, dict[str, object]] = {
@@ -40,20 +39,14 @@ VALID: dict[str, dict[str, object]] = {
     },
     "a day of 24 hourly outcomes": {"outcomes": day(), "sequence": 70000},
     "missing values in a series": {
-        "outcomes": [
-            outcome(i, t=None if i in (1, 4) else 20.0 + i / 10) for i in range(9)
-        ]
+        "outcomes": [outcome(i, t=None if i in (1, 4) else 20.0 + i / 10) for i in range(9)]
     },
     "a series of nothing": {"outcomes": [outcome(0, t=None)]},
     "no results at all": {"outcomes": [Outcome(T0, Kind.OPEN, 0.0, 0)]},
     "irregular intervals": {
-        "outcomes": [
-            Outcome(T0 + t, results={"t": 1.0}) for t in (0, 60, 3600, 3661, 90000)
-        ]
+        "outcomes": [Outcome(T0 + t, results={"t": 1.0}) for t in (0, 60, 3600, 3661, 90000)]
     },
-    "two outcomes at one time": {
-        "outcomes": [Outcome(T0, results={"t": v}) for v in (1.0, 2.0)]
-    },
+    "two outcomes at one time": {"outcomes": [Outcome(T0, results={"t": v}) for v in (1.0, 2.0)]},
     "words": {
         "outcomes": [
             Outcome(T0 + i, results={"wind": w, "sky": "clear"})
@@ -159,9 +152,7 @@ def with_columns(*columns: object) -> bytes:
 def many(
     count: object = 3, intervals: object = 60, kind: object = 0, series: object = None
 ) -> bytes:
-    return with_columns(
-        count, intervals, kind, 90, 60, {1: 5} if series is None else series
-    )
+    return with_columns(count, intervals, kind, 90, 60, {1: 5} if series is None else series)
 
 
 def refused() -> dict[str, bytes]:
@@ -171,9 +162,7 @@ def refused() -> dict[str, bytes]:
     raw_payload = {
         "indefinite array as payload": b"\x9f" + body[1:] + b"\xff",
         "a longer form of an integer": body.replace(b"\x07\x1a", b"\x18\x07\x1a", 1),
-        "a bignum as sequence": body.replace(
-            b"\x07\x1a", b"\xc2\x49\x01" + bytes(8) + b"\x1a", 1
-        ),
+        "a bignum as sequence": body.replace(b"\x07\x1a", b"\xc2\x49\x01" + bytes(8) + b"\x1a", 1),
         "a tag in the payload": body.replace(b"\x07\x1a", b"\xc1\x07\x1a", 1),
         "a float as sequence": body.replace(b"\x07\x1a", b"\xf9\x47\x00\x1a", 1),
         "an undefined value": body.replace(b"\x07\x1a", b"\xf7\x1a", 1),
@@ -202,9 +191,7 @@ def refused() -> dict[str, bytes]:
         + good[17:],
         "a signature of 63 bytes": good.replace(b"\x58\x40", b"\x58\x3f", 1)[:-1],
         "signature changed": good[:-1] + bytes((good[-1] ^ 1,)),
-        "payload changed": good.replace(
-            ADDRESS, ADDRESS[:-1] + bytes((ADDRESS[-1] ^ 1,))
-        ),
+        "payload changed": good.replace(ADDRESS, ADDRESS[:-1] + bytes((ADDRESS[-1] ^ 1,))),
         "signed by another key": good[:9] + ME.kid + cose.sign1(other, body, AAD)[17:],
         "signed for another purpose": cose.sign1(ME, body, b"qis/credential/1"),
         **{name: signed(data) for name, data in raw_payload.items()},
@@ -264,14 +251,10 @@ def main() -> None:
     valid = []
     for name, arguments in VALID.items():
         packet = made(arguments)
-        valid.append(
-            {"name": name, "raw": packet.raw.hex(), "packet": described(packet)}
-        )
+        valid.append({"name": name, "raw": packet.raw.hex(), "packet": described(packet)})
     eddsa = b"\xd2\x84\x43\xa1\x01\x27\xa1\x04\x48" + ME.kid
     body = cbor.dumps(payload())
-    structure = (
-        b"\x84\x6aSignature1\x43\xa1\x01\x27" + cbor2.dumps(AAD) + cbor2.dumps(body)
-    )
+    structure = b"\x84\x6aSignature1\x43\xa1\x01\x27" + cbor2.dumps(AAD) + cbor2.dumps(body)
     old = eddsa + cbor2.dumps(body) + b"\x58\x40" + ME.sign(structure)
     read_only = [
         {"name": "algorithm -8", "raw": old.hex()},
