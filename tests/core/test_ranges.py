@@ -37,12 +37,7 @@ def test_it_is_the_set_of_its_runs(given_runs: list[tuple[int, int]]) -> None:
     assert bool(ranges) == bool(plain)
     assert ranges.last == max(plain, default=None)
     assert all((n in ranges) == (n in plain) for n in range(-1, 80))
-    assert (
-        ranges
-        == Ranges.of(plain)
-        == Ranges.from_list(ranges.to_list())
-        == Ranges(given_runs)
-    )
+    assert ranges == Ranges.of(plain) == Ranges.from_list(ranges.to_list()) == Ranges(given_runs)
     bounds = ranges.to_list()
     assert bounds == sorted(bounds)
     # Runs neither overlap nor touch.
@@ -53,9 +48,7 @@ def test_it_is_the_set_of_its_runs(given_runs: list[tuple[int, int]]) -> None:
 @given(st.sets(small), small, small)
 def test_missing_is_the_complement(plain: set[int], first: int, below: int) -> None:
     ranges = Ranges.of(plain)
-    gaps = [
-        n for low, high in ranges.missing(first, below) for n in range(low, high + 1)
-    ]
+    gaps = [n for low, high in ranges.missing(first, below) for n in range(low, high + 1)]
     assert gaps == [n for n in range(first, below) if n not in plain]
     assert list(ranges.missing_below(below)) == list(ranges.missing(0, below))
 
