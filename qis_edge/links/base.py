@@ -10,8 +10,12 @@ receipts are the one, signatures and MACs the other. Every link, real or double,
 from __future__ import annotations
 
 import enum
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
+
+#: The largest frame of all, in bytes. A link's ``mtu`` is never more.
+MAX_FRAME = 512
 
 
 class Direction(enum.Enum):
@@ -78,7 +82,13 @@ class LinkStats:
 
 @runtime_checkable
 class Link(Protocol):
-    """The interface. All coroutines are of one event loop; none blocks it."""
+    """The interface. All coroutines are of one event loop; none blocks it.
+
+    A link may carry what nobody sent (a broker has other users, a channel has
+    neighbours): frames longer than ``mtu`` and frames on addresses that are not ours are
+    dropped and counted in ``stats.dropped_in``; what comes out of :meth:`receive` is still
+    to be parsed and verified.
+    """
 
     name: str
     #: Largest message in bytes that it carries (512 unless the medium says less).
@@ -114,27 +124,39 @@ class Link(Protocol):
         ...
 
     async def close(self) -> None:
-        """Say goodbye and stop. Idempotent."""
+        """Say goodbye and stop, within a few seconds whatever the medium does. Idempotent.
+        A :meth:`receive` that waits then raises."""
         ...
 
     async def send(self, frame: bytes, to: Destination) -> None:
-        """Hand one frame to the medium. Returns when the medium's queue has it.
+        """Hand one frame to the medium. Returns when the medium's queue has it; what the
+        link still holds when it goes down is forgotten (custody above sends it again).
 
         :raises LinkError: the link is down, has no room, or the frame is over ``mtu``.
+        :raises UsageError: this end of the link cannot send there.
         """
         ...
 
     async def receive(self) -> Received:
-        """The next frame that came in. Cancellation safe."""
+        """The next frame that came in. Cancellation safe.
+
+        :raises LinkError: the link was closed and nothing is left.
+        """
         ...
 
     async def done(self, received: Received) -> None:
         """What ``received`` carried is durable or disposed of: the medium may forget it.
-        A token of an earlier connection is ignored."""
+
+        Call it once for each frame, in any order; until then the frame counts against the
+        link's receive window, and a window of frames that are never done stops the link.
+        Again, or for a frame of an earlier connection, it does nothing.
+        """
         ...
 
-    async def changed(self) -> None:
-        """Wait until :attr:`up` or :attr:`room` may have changed. Cancellation safe."""
+    def changed(self) -> Coroutine[Any, Any, None]:
+        """Wait until :attr:`up` or :attr:`room` may have changed since *this call* (not
+        since the first ``await``, so a task made of it misses nothing). Cancellation safe;
+        a closed link's returns at once."""
         ...
 
     async def listen(self, fingerprints: frozenset[bytes]) -> None:
