@@ -1,0 +1,203 @@
+"""What the declarations say for people: a commented sample, and the reference in Markdown.
+
+In a sample, prose begins with ``# `` and a setting at its default with ``#``: taking that
+one character away makes the setting one's own.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from qis_edge.schema.base import MapOf, Setting, Table, Tables, Type, settings_of, toml_kind
+from qis_edge.schema.types import OneOf
+
+_WIDTH = 88
+
+
+def sample(cls: type, values: Mapping[str, Any] | None = None) -> str:
+    """A commented sample, valid as it stands.
+
+    :param values: settings to write out, as TOML values: nested mappings, and lists of
+        mappings for arrays of tables. Required ones without a value get their example.
+    """
+    lines: list[str] = []
+    doc = inspect.getdoc(cls) or ""
+    lines += _prose(doc)
+    for _, key, declared in settings_of(cls):
+        lines += _nested(declared, key, (values or {}).get(key), live=True, explain=True)
+    return "\n".join(lines) + "\n"
+
+
+def _nested(
+    declared: Setting, path: str, given: Any, *, live: bool, explain: bool
+) -> Iterator[str]:
+    """The lines of a setting that is a table, an array of tables or a map."""
+    kind = declared.type
+    if isinstance(kind, Table):
+        shown = given if given is not None else {}
+        alive = live and (given is not None or declared.required or declared.default is not None)
+        yield from _table(kind.cls, f"[{path}]", path, shown, live=alive, explain=explain)
+    elif isinstance(kind, Tables):
+        blocks = given if given is not None else (declared.example or [{}])
+        alive = live and (given is not None or declared.required)
+        for number, block in enumerate(blocks):
+            yield from _table(
+                kind.table.cls, f"[[{path}]]", path, block, live=alive, explain=number == 0
+            )
+    else:
+        entries = given if given is not None else (declared.example or {})
+        alive = live and (given is not None or declared.required)
+        yield ""
+        if explain:
+            yield from _prose(declared.doc)
+        yield ("" if alive else "#") + f"[{path}]"
+        for key, value in entries.items():
+            yield ("" if alive else "#") + f"{toml_key(key)} = {toml(value)}"
+
+
+def _table(
+    cls: type, header: str, path: str, given: Mapping[str, Any], *, live: bool, explain: bool
+) -> Iterator[str]:
+    yield ""
+    if explain:
+        yield from _prose(inspect.getdoc(cls) or "")
+    yield ("" if live else "#") + header
+    declared = settings_of(cls)
+    for _, key, each in declared:
+        if not each.type.nested:
+            yield from _line(key, each, given, live=live, explain=explain)
+    known = {key for _, key, _ in declared}
+    for key, value in given.items():
+        if key not in known:
+            yield ("" if live else "#") + f"{toml_key(key)} = {toml(value)}"
+    for _, key, each in declared:
+        if each.type.nested and (explain or key in given):
+            yield from _nested(each, f"{path}.{key}", given.get(key), live=live, explain=explain)
+
+
+def _line(
+    key: str, declared: Setting, given: Mapping[str, Any], *, live: bool, explain: bool
+) -> Iterator[str]:
+    if explain:
+        yield from _prose(declared.doc)
+    if key in given:
+        yield ("" if live else "#") + f"{key} = {toml(given[key])}"
+    elif explain or declared.required:
+        value = declared.default
+        if declared.required or value is None:
+            value = declared.example
+        yield ("" if live and declared.required else "#") + f"{key} = {toml(value)}"
+
+
+def _prose(text: str) -> Iterator[str]:
+    for paragraph in text.split("\n\n"):
+        plain = re.sub(r"``([^`]*)``", r"\1", " ".join(paragraph.split()))
+        for line in textwrap.wrap(plain, _WIDTH, break_long_words=False, break_on_hyphens=False):
+            yield f"# {line}"
+
+
+def reference(cls: type, *, level: int = 3) -> str:
+    """The reference of a configuration file in Markdown; each table and setting has its heading.
+
+    :param level: of the headings of tables; settings stand one below.
+    """
+    lines: list[str] = []
+    for _, key, declared in settings_of(cls):
+        lines += _chapter(declared, key, level)
+    return "\n".join(lines)
+
+
+def headings(cls: type) -> list[str]:
+    """The dotted name of every table and setting, in order."""
+    found = re.findall(r"^#+ `\[*([^`\]]+)\]*`$", reference(cls), re.MULTILINE)
+    return [str(name) for name in found]
+
+
+def _chapter(declared: Setting, path: str, level: int) -> Iterator[str]:
+    kind = declared.type
+    cls = _table_within(kind)
+    if isinstance(kind, Table | Tables) and cls is not None:
+        title = f"[[{path}]]" if isinstance(kind, Tables) else f"[{path}]"
+        yield from (f"{'#' * level} `{title}`", "", *_markdown(inspect.getdoc(cls) or ""), "")
+        yield from _settings(cls, path, level)
+        return
+    yield from (f"{'#' * (level + 1)} `{path}`", "", *_markdown(declared.doc), "")
+    yield from (_facts(declared), "")
+    if cls is not None:
+        yield from _settings(cls, f"{path}.<name>", level)
+
+
+def _settings(cls: type, path: str, level: int) -> Iterator[str]:
+    declared = settings_of(cls)
+    for _, key, each in sorted(declared, key=lambda one: one[2].type.nested):
+        yield from _chapter(each, f"{path}.{key}", level)
+
+
+def _table_within(kind: Type) -> type | None:
+    if isinstance(kind, Table):
+        return kind.cls
+    if isinstance(kind, Tables):
+        return kind.table.cls
+    if isinstance(kind, MapOf):
+        return _table_within(kind.item)
+    if isinstance(kind, OneOf):
+        return next((cls for _, one in kind.types if (cls := _table_within(one))), None)
+    return None
+
+
+def _facts(declared: Setting) -> str:
+    what = declared.type.describe()
+    text = f"{what[0].upper()}{what[1:]}."
+    if declared.required:
+        text += " Required."
+    elif declared.shown is not None:
+        text += f" Default: {declared.shown}."
+    elif declared.default is None:
+        text += " Default: none."
+    else:
+        text += f" Default: `{toml(declared.default)}`."
+    if declared.example is not None:
+        text += f" Example: `{toml(declared.example)}`."
+    return text
+
+
+def _markdown(text: str) -> Iterator[str]:
+    paragraphs = [re.sub(r"``([^`]*)``", r"`\1`", " ".join(p.split())) for p in text.split("\n\n")]
+    for number, paragraph in enumerate(paragraphs):
+        if number:
+            yield ""
+        yield paragraph
+
+
+def toml(value: object) -> str:
+    """A value as TOML writes it in one line."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return _toml_text(value)
+    if isinstance(value, datetime):
+        return value.isoformat().replace("+00:00", "Z")
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{toml_key(k)} = {toml(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, Sequence):
+        return "[" + ", ".join(map(toml, value)) + "]"
+    if isinstance(value, int | float):
+        return repr(value)
+    raise TypeError(f"no TOML for {toml_kind(value)}")
+
+
+def toml_key(key: str) -> str:
+    """A key as TOML writes it."""
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_text(key)
+
+
+def _toml_text(value: str) -> str:
+    def escaped(match: re.Match[str]) -> str:
+        return f"\\{match[0]}" if match[0] in '"\\' else f"\\u{ord(match[0]):04x}"
+
+    return '"' + re.sub(r'["\\\x00-\x1f\x7f]', escaped, value) + '"'
