@@ -1,0 +1,51 @@
+# Everything sets itself up in .venv; PYTHON=/path/to/python3 chooses another interpreter.
+
+BENCHES := $(filter-out report,$(basename $(notdir $(wildcard tests/bench/[a-z]*.py))))
+PY := .venv/bin/python
+
+# A caller's environment or pip configuration must not reach into .venv.
+unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME PIP_TARGET PIP_PREFIX
+export PIP_USER := 0
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PYTHON
+
+.NOTPARALLEL:
+.PHONY: help demo test lint types layers pytest bench deps setup setup-dev clean
+
+help: ## show this
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
+
+demo: setup ## the whole loop on real weather readings, in about a minute
+	@$(PY) -m gateway.demo
+
+test: lint layers types pytest ## everything that is checked, checked
+
+lint: setup-dev ## style (ruff)
+	@$(PY) -m ruff check --quiet
+	@$(PY) -m ruff format --check --quiet || { $(PY) -m ruff format --diff --quiet; exit 1; }
+
+layers: setup-dev ## which module may import which (import-linter)
+	@$(PY) -c 'from importlinter.cli import lint_imports_command as run; run()' --no-logo
+
+types: setup-dev ## types (mypy --strict)
+	@$(PY) -m mypy
+
+pytest: setup-dev ## the tests; ARGS="-k outbox" chooses some
+	@sh tools/deps.sh mosquitto || true
+	@$(PY) -m pytest $(ARGS)
+
+bench: setup-dev ## measure; BENCH=name chooses one; results in build/bench/
+	@for bench in $(or $(BENCH),$(BENCHES)); do echo "$$bench"; $(PY) -m tests.bench.$$bench || exit 1; done
+
+deps: ## install what only root can: python3-venv, mosquitto
+	@sh tools/deps.sh
+
+setup:
+	@sh tools/setup.sh gateway
+
+setup-dev:
+	@sh tools/setup.sh gateway,dev
+
+clean: ## remove everything made here, .venv too
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
