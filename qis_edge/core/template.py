@@ -1,0 +1,490 @@
+"""The text of a domain template (TOML) and what it says, checked.
+
+An expert writes a template once for a kind of work::
+
+    name = "weather"
+    revision = 1
+    title = "Surface weather"
+    scheme = "prefix"              # or "sha256"; see qis_edge.core.fingerprint
+
+    [[field]]                      # the most important first
+    name = "season"
+    values = ["winter", "spring", "summer", "autumn"]
+    ordinal = false                # whether neighbours in the list are alike
+    weight = 1                     # its share of the address, relative to the other fields
+    calendar = "season"            # where it comes from unless the node says otherwise
+
+    [[continuous]]                 # optional: fine differences between situations
+    name = "elevation"
+    unit = "m"
+    low = -430
+    high = 8849
+
+    [[result]]                     # a number …
+    name = "temperature"
+    code = 1                       # stands for the name on the wire; below 24 costs 1 byte
+    unit = "Cel"                   # UCUM
+    resolution = 0.1               # a power of ten
+    statistic = "mean"             # mean, median, minimum, maximum, last
+    low = -90                      # what lies outside is a fault, not a reading
+    high = 60
+    tolerance = 2.5                # a window's readings that scatter more contradict each other
+
+    [[result]]                     # … or a word
+    name = "precipitation_type"
+    code = 9
+    words = ["none", "rain", "snow"]
+    statistic = "last"             # last, mode
+
+A field may instead say ``bins = { result = "…", edges = [...], missing = "…" }``: its
+value then follows that result (``edges`` ascending, one fewer than ``values``; a value on an
+edge belongs to the upper bin) and is ``missing`` where there is none.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import re
+import tomllib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from itertools import pairwise
+from typing import Any
+
+from qis_edge.core import calendar
+from qis_edge.core.errors import ConfigError, ConfigProblem
+from qis_edge.core.fingerprint import PrefixScheme
+
+#: Where a value lies: keys of tables and indices of arrays of tables.
+KeyPath = tuple[str | int, ...]
+
+NAME = re.compile(r"[a-z0-9_]{1,64}")
+SCHEMES = ("prefix", "sha256")
+MAX_FIELDS = 16
+MAX_VALUES = 256
+MAX_CONTINUOUS = 16  # as many as a packet's vector holds
+MAX_RESULTS = 64  # as many as a packet's columns hold
+MAX_CODE = 2**16 - 1
+MAX_POWER = 12
+#: An argument of ``Domain.situation`` that no field may be called.
+RESERVED = "vector"
+
+_UNIT = re.compile(r"[!-~]{1,32}")
+
+
+class Statistic(enum.Enum):
+    """What stands for a window's readings."""
+
+    MEAN = "mean"
+    MEDIAN = "median"
+    MINIMUM = "minimum"
+    MAXIMUM = "maximum"
+    LAST = "last"
+    MODE = "mode"  # words only: the most frequent, the latest of equals
+
+
+NUMERIC_STATISTICS = tuple(s.value for s in Statistic if s is not Statistic.MODE)
+WORD_STATISTICS = (Statistic.LAST.value, Statistic.MODE.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Bins:
+    """A field's value by where a result lies between edges.
+
+    :param result: the result's name.
+    :param edges: ascending; ``len(values) - 1`` of them.
+    :param missing: the value where the result is missing.
+    """
+
+    result: str
+    edges: tuple[float, ...]
+    missing: str
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A categorical field of a situation."""
+
+    name: str
+    values: tuple[str, ...]
+    ordinal: bool = False
+    weight: float = 1.0
+    title: str = ""
+    calendar: str | None = None  # a part of the calendar: qis_edge.core.calendar.PARTS
+    bins: Bins | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Continuous:
+    """A continuous field; -1 at ``low``, +1 at ``high`` in a situation's vector."""
+
+    name: str
+    low: float
+    high: float
+    unit: str = "1"
+    title: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Something that outcomes state: a number, or one of some words.
+
+    :param power: the resolution as a power of ten; ``None`` for words.
+    :param low: lowest plausible value; numbers only, as are ``high`` and ``tolerance``.
+    :param tolerance: standard deviation of one window's readings above which they
+        contradict each other; ``None``: they never do.
+    :param words: what it may be, or empty for a number.
+    """
+
+    name: str
+    code: int
+    unit: str = "1"
+    power: int | None = 0
+    statistic: Statistic = Statistic.MEAN
+    low: float = -math.inf
+    high: float = math.inf
+    tolerance: float | None = None
+    words: tuple[str, ...] = ()
+    title: str = ""
+
+    def plausible(self, value: object) -> bool:
+        """Whether a value is of the right type, finite and within the bounds (or words)."""
+        if isinstance(value, str):
+            return value in self.words
+        if self.words or isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        return self.low <= value <= self.high and math.isfinite(value)
+
+    def rounded(self, value: float) -> float:
+        """The nearest multiple of the resolution (ties to the even digit); never ``-0.0``.
+
+        :raises ValueError: it is not finite, or the result is one of words.
+        """
+        if self.power is None or not math.isfinite(value):
+            raise ValueError(f"{value!r} is not a finite number for {self.name}")
+        if self.power <= 0:
+            return round(value, -self.power) + 0.0
+        unit: int = 10**self.power
+        return float(round(value / unit) * unit)
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a template says."""
+
+    name: str
+    revision: int
+    scheme: str
+    title: str
+    fields: tuple[Field, ...]
+    continuous: tuple[Continuous, ...]
+    results: tuple[Result, ...]
+
+
+def nearest(word: str, choices: Collection[str]) -> str | None:
+    """``did you mean …?`` for a word that is not among the choices, or ``None``."""
+    import difflib  # 2 ms that only a mistake costs
+
+    close = difflib.get_close_matches(word, choices, n=1)
+    return f'did you mean "{close[0]}"?' if close else None
+
+
+def read(text: str, source: str, lines: Mapping[KeyPath, int] | None = None) -> Contents:
+    """Read a template.
+
+    :param source: what errors call it: a file or a name.
+    :param lines: the line of each key, where known.
+    :raises ConfigError: with all that is wrong with it.
+    """
+    try:
+        values = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # also of a number of thousands of digits
+        match = re.search(r"\(at line (\d+)", str(error))
+        line = int(match[1]) if match else None
+        raise ConfigError([ConfigProblem(source, line, "TOML", str(error))]) from None
+    reader = _Reader(source, lines or {})
+    contents = reader.contents(values)
+    if reader.problems:
+        raise ConfigError(reader.problems)
+    return contents
+
+
+class _Reader:
+    """Collects problems; what it returns is meaningful only when there are none."""
+
+    def __init__(self, source: str, lines: Mapping[KeyPath, int]) -> None:
+        self.source = source
+        self.lines = lines
+        self.problems: list[ConfigProblem] = []
+
+    def contents(self, values: Mapping[str, Any]) -> Contents:
+        known = ("name", "revision", "scheme", "title", "field", "continuous", "result")
+        self.unknown(values, known, ())
+        contents = Contents(
+            name=self.name(values, ()),
+            revision=self.integer(values, "revision", (), 0, 2**32 - 1),
+            scheme=self.choice(values, "scheme", (), SCHEMES, "prefix"),
+            title=self.text(values, "title", ()),
+            fields=tuple(
+                self.field(table, ("field", n))
+                for n, table in enumerate(self.tables(values, "field", 1, MAX_FIELDS))
+            ),
+            continuous=tuple(
+                self.continuous(table, ("continuous", n))
+                for n, table in enumerate(self.tables(values, "continuous", 0, MAX_CONTINUOUS))
+            ),
+            results=tuple(
+                self.result(table, ("result", n))
+                for n, table in enumerate(self.tables(values, "result", 1, MAX_RESULTS))
+            ),
+        )
+        self.unique([f.name for f in (*contents.fields, *contents.continuous)], "field", "name")
+        self.unique([r.name for r in contents.results], "result", "name")
+        self.unique([r.code for r in contents.results], "result", "code")
+        self.together(contents)
+        return contents
+
+    def together(self, contents: Contents) -> None:
+        """What one part says of another."""
+        numbers = [r.name for r in contents.results if not r.words]
+        for n, field in enumerate(contents.fields):
+            if field.bins and field.bins.result not in numbers:
+                self.wrong(
+                    ("field", n, "bins", "result"),
+                    f'"{field.bins.result}" is no numeric result',
+                    nearest(field.bins.result, numbers),
+                )
+        if not self.problems and contents.scheme == "prefix":
+            try:
+                PrefixScheme(
+                    contents.name,
+                    contents.revision,
+                    [(f.name, f.values, f.weight) for f in contents.fields],
+                )
+            except ValueError as error:
+                self.wrong(("field",), str(error), "give it more weight, or use fewer fields")
+
+    # --- the parts ---------------------------------------------------------------------
+
+    def field(self, table: Mapping[str, Any], at: KeyPath) -> Field:
+        known = ("name", "values", "ordinal", "weight", "title", "calendar", "bins")
+        self.unknown(table, known, at)
+        name = self.name(table, at)
+        if name == RESERVED:
+            self.wrong((*at, "name"), f'"{name}" is reserved', "call it something else")
+        values = self.words(table, "values", at, 1)
+        ordinal = table.get("ordinal", False)
+        if not isinstance(ordinal, bool):
+            self.wrong((*at, "ordinal"), "must be true or false")
+        weight = self.number(table, "weight", at, default=1.0, low=0.0, open_low=True)
+        part = self.text(table, "calendar", at) or None
+        if part is not None:
+            self.part(part, values, (*at, "calendar"))
+            if "bins" in table:
+                self.wrong((*at, "bins"), "a field has calendar or bins, not both")
+        bins = self.bins(table["bins"], values, (*at, "bins")) if "bins" in table else None
+        title = self.text(table, "title", at)
+        return Field(name, values, ordinal is True, weight, title, part, bins)
+
+    def part(self, part: str, values: Sequence[str], at: KeyPath) -> None:
+        words = calendar.PARTS.get(part)
+        if words is None:
+            self.wrong(
+                at, f"must be one of {', '.join(calendar.PARTS)}", nearest(part, calendar.PARTS)
+            )
+        elif missing := [word for word in words if word not in values]:
+            self.wrong(at, f"{part} gives {', '.join(missing)}, which values does not list")
+
+    def bins(self, table: Any, values: Sequence[str], at: KeyPath) -> Bins | None:
+        if not isinstance(table, dict):
+            self.wrong(at, "must be a table with result, edges and missing")
+            return None
+        self.unknown(table, ("result", "edges", "missing"), at)
+        edges = table.get("edges")
+        if (
+            not isinstance(edges, list)
+            or not all(_is_finite(edge) for edge in edges)
+            or any(a >= b for a, b in pairwise(edges))
+        ):
+            self.wrong((*at, "edges"), "must be numbers in ascending order")
+            edges = []
+        elif len(edges) != len(values) - 1:
+            self.wrong(
+                (*at, "edges"),
+                f"{len(values)} values need {len(values) - 1} edges, not {len(edges)}",
+            )
+        missing = self.text(table, "missing", at)
+        if missing not in values:
+            self.wrong((*at, "missing"), "must be one of values", nearest(missing, values))
+        result = self.name(table, at, "result")
+        return Bins(result, tuple(float(edge) for edge in edges), missing)
+
+    def continuous(self, table: Mapping[str, Any], at: KeyPath) -> Continuous:
+        self.unknown(table, ("name", "low", "high", "unit", "title"), at)
+        low = self.number(table, "low", at)
+        high = self.number(table, "high", at)
+        if low >= high:
+            self.wrong((*at, "high"), "must be above low")
+        return Continuous(
+            self.name(table, at),
+            low,
+            high,
+            self.unit(table, at, "1"),
+            self.text(table, "title", at),
+        )
+
+    def result(self, table: Mapping[str, Any], at: KeyPath) -> Result:
+        name = self.name(table, at)
+        code = self.integer(table, "code", at, 0, MAX_CODE)
+        title = self.text(table, "title", at)
+        if "words" in table:
+            self.unknown(table, ("name", "code", "words", "statistic", "title"), at)
+            statistic = self.choice(table, "statistic", at, WORD_STATISTICS, "last")
+            words = self.words(table, "words", at, 2)
+            return Result(
+                name, code, power=None, statistic=Statistic(statistic), words=words, title=title
+            )
+        known = ("name", "code", "unit", "resolution", "statistic", "low", "high", "tolerance",
+                 "words", "title")  # fmt: skip
+        self.unknown(table, known, at)
+        low = self.number(table, "low", at, default=-math.inf)
+        high = self.number(table, "high", at, default=math.inf)
+        if low >= high:
+            self.wrong((*at, "high"), "must be above low")
+        tolerance = self.number(table, "tolerance", at, default=0.0, low=0.0, open_low=True)
+        return Result(
+            name,
+            code,
+            self.unit(table, at, None),
+            self.power(table, at),
+            Statistic(self.choice(table, "statistic", at, NUMERIC_STATISTICS, "mean")),
+            low,
+            high,
+            tolerance if "tolerance" in table else None,
+            title=title,
+        )
+
+    # --- single values -----------------------------------------------------------------
+
+    def wrong(self, at: KeyPath, message: str, suggestion: str | None = None) -> None:
+        line = next(
+            (self.lines[at[:end]] for end in range(len(at), 0, -1) if at[:end] in self.lines), None
+        )
+        self.problems.append(ConfigProblem(self.source, line, _key(at), message, suggestion))
+
+    def unknown(self, table: Mapping[str, Any], known: Collection[str], at: KeyPath) -> None:
+        for key in table:
+            if key not in known:
+                self.wrong((*at, key), "there is no such key", nearest(key, known))
+
+    def tables(self, values: Mapping[str, Any], key: str, low: int, high: int) -> list[Any]:
+        found = values.get(key, [])
+        if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+            self.wrong((key,), f"must be tables, each headed [[{key}]]")
+            return []
+        if not low <= len(found) <= high:
+            self.wrong((key,), f"there are {len(found)}, must be {low}..{high}")
+        return found[:high]
+
+    def name(self, table: Mapping[str, Any], at: KeyPath, key: str = "name") -> str:
+        value = table.get(key)
+        if value is None:
+            self.wrong((*at, key), "is missing")
+        elif not isinstance(value, str) or not NAME.fullmatch(value):
+            self.wrong((*at, key), f"{value!r} is not a name: a-z, 0-9 and _, at most 64")
+        else:
+            return value
+        return ""
+
+    def words(self, table: Mapping[str, Any], key: str, at: KeyPath, low: int) -> tuple[str, ...]:
+        found = table.get(key)
+        if not isinstance(found, list) or not low <= len(found) <= MAX_VALUES:
+            self.wrong((*at, key), f"must be an array of {low}..{MAX_VALUES} words")
+            return ()
+        for word in found:
+            if not isinstance(word, str) or not NAME.fullmatch(word):
+                hint = f'write "{word}"' if isinstance(word, int | float) else None
+                self.wrong((*at, key), f"{word!r} is not a word: a-z, 0-9 and _, at most 64", hint)
+            elif found.count(word) > 1:
+                self.wrong((*at, key), f'"{word}" is there {found.count(word)} times')
+                break
+        return tuple(word for word in found if isinstance(word, str))
+
+    def text(self, table: Mapping[str, Any], key: str, at: KeyPath) -> str:
+        value = table.get(key, "")
+        if isinstance(value, str) and len(value) <= 200 and value.isprintable():
+            return value
+        self.wrong((*at, key), "must be a line of text, at most 200 characters")
+        return ""
+
+    def unit(self, table: Mapping[str, Any], at: KeyPath, default: str | None) -> str:
+        value = table.get("unit", default)
+        if isinstance(value, str) and _UNIT.fullmatch(value):
+            return value
+        self.wrong((*at, "unit"), "must be a unit in UCUM", '"1" where there is none')
+        return "1"
+
+    def integer(self, table: Mapping[str, Any], key: str, at: KeyPath, low: int, high: int) -> int:
+        value = table.get(key)
+        if type(value) is int and low <= value <= high:
+            return value
+        self.wrong((*at, key), f"must be a whole number {low}..{high}")
+        return low
+
+    def number(
+        self,
+        table: Mapping[str, Any],
+        key: str,
+        at: KeyPath,
+        *,
+        default: float | None = None,
+        low: float = -math.inf,
+        open_low: bool = False,
+    ) -> float:
+        value = table.get(key, default)
+        if value is default and default is not None:
+            return default
+        if _is_finite(value) and (value > low if open_low else value >= low):
+            return float(value)
+        self.wrong(
+            (*at, key), f"must be a number above {low:g}" if open_low else "must be a number"
+        )
+        return math.nan  # compares false with everything: no second problem for one mistake
+
+    def choice(
+        self, table: Mapping[str, Any], key: str, at: KeyPath, choices: Sequence[str], default: str
+    ) -> str:
+        value = table.get(key, default)
+        if value in choices:
+            return str(value)
+        hint = nearest(value, choices) if isinstance(value, str) else None
+        self.wrong((*at, key), f"must be one of {', '.join(choices)}", hint)
+        return default
+
+    def power(self, table: Mapping[str, Any], at: KeyPath) -> int:
+        value = table.get("resolution")
+        if _is_finite(value) and value > 0:
+            _, digits, exponent = Decimal(str(value)).normalize().as_tuple()
+            if digits == (1,) and isinstance(exponent, int) and abs(exponent) <= MAX_POWER:
+                return exponent
+        self.wrong((*at, "resolution"), "must be a power of ten, such as 0.1 or 10")
+        return 0
+
+    def unique(self, items: Sequence[str | int], table: str, key: str) -> None:
+        for n, item in enumerate(items):
+            if item != "" and item in items[:n]:
+                self.wrong((table, n, key), f"{item!r} is taken by an earlier one")
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _key(at: KeyPath) -> str:
+    """``field[2].values``: tables of an array are counted from 1, as people do."""
+    text = ""
+    for part in at:
+        text += f"[{part + 1}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
