@@ -1,0 +1,141 @@
+"""The gateways that a node knows: how they greet each other, and what a word of theirs is
+worth.
+
+A gateway is known once its credential led to the fleet's root. What it says in receipts,
+greetings and positions is believed by its MAC; what everybody else says is not.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from qis_edge.core.credential import GATEWAY, Credential, TrustStore
+from qis_edge.core.errors import Reason, Refused
+from qis_edge.core.identity import Identity
+from qis_edge.core.messages import NONCE_SIZE, Greeting, Hello, Position
+from qis_edge.core.receipt import MacKeys, mac_keys
+
+log = logging.getLogger(__name__)
+
+#: Hellos whose greeting may still come.
+_NONCES = 8
+#: Seconds between hellos: to begin with, at most while nobody greets, and after that.
+FIRST_HELLO = 1.0
+LONGEST_UNGREETED = 60.0
+GREETED = 600.0
+
+
+@dataclass(slots=True)
+class Gateway:
+    """One that we know.
+
+    :param epoch: 4 bytes of its last greeting, ``b""`` before the first.
+    :param greeted: monotonic seconds of its last greeting since we started.
+    """
+
+    kid: bytes
+    keys: MacKeys
+    epoch: bytes = b""
+    greeted: float | None = None
+
+
+class Gateways:
+    """Pure: bytes in, bytes out; time and randomness are arguments."""
+
+    def __init__(self, identity: Identity, trust: TrustStore) -> None:
+        self._identity = identity
+        self._trust = trust
+        self._known: dict[bytes, Gateway] = {}
+        self._nonces: list[bytes] = []
+        self._hello_at = 0.0
+        self._delay = FIRST_HELLO
+
+    # - who is known
+
+    def learn(self, epochs: dict[bytes, bytes], now: float | None) -> None:
+        """Know every gateway of the trust store, with the epochs that were kept."""
+        for credential in self._trust.valid(GATEWAY, now):
+            self._know(credential).epoch = epochs.get(credential.kid, b"")
+
+    def add(self, credential: Credential) -> None:
+        """A credential was accepted: if it is a gateway's, greet it anew soon."""
+        if GATEWAY in credential.scope and credential.kid != self._identity.kid:
+            self._know(credential)
+            self.hello_soon()
+
+    def _know(self, credential: Credential) -> Gateway:
+        known = self._known.get(credential.kid)
+        if known is None:
+            keys = mac_keys(self._identity, gateway=credential.key, node=self._identity.public)
+            known = self._known[credential.kid] = Gateway(credential.kid, keys)
+        return known
+
+    def __iter__(self) -> Iterator[Gateway]:
+        return iter(self._known.values())
+
+    def standing(self, kid: bytes, now: float | None) -> Gateway:
+        """A gateway that may speak now.
+
+        :raises Refused: UNKNOWN_KEY, REVOKED, EXPIRED, SCOPE.
+        """
+        self._trust.resolve(kid, now, GATEWAY)
+        known = self._known.get(kid)
+        if known is None:
+            raise Refused(Reason.UNKNOWN_KEY, "gateway", kid.hex())
+        return known
+
+    def greeted(self, now: float | None) -> list[Gateway]:
+        """Those whose receipts we can check: known, standing, and of a known epoch."""
+        found = []
+        for gateway in self._known.values():
+            try:
+                self.standing(gateway.kid, now)
+            except Refused:
+                continue
+            if gateway.epoch:
+                found.append(gateway)
+        return found
+
+    # - hello
+
+    def hello_soon(self) -> None:
+        """Something changed (a link came up, a credential arrived): say hello at once."""
+        self._hello_at = 0.0
+        self._delay = FIRST_HELLO
+
+    @property
+    def hello_at(self) -> float:
+        """Monotonic seconds of the next hello."""
+        return self._hello_at
+
+    def hello(self, monotonic: float, nonce: bytes) -> bytes:
+        """The next hello; ``nonce`` is 8 fresh random bytes."""
+        assert len(nonce) == NONCE_SIZE
+        self._nonces = [*self._nonces[1 - _NONCES :], nonce]
+        self._hello_at = monotonic + self._delay
+        self._delay = min(self._delay * 2, LONGEST_UNGREETED)
+        return Hello(self._identity.kid, nonce, self._trust.revocation_number).encode()
+
+    def greet(self, greeting: Greeting, monotonic: float, now: float | None) -> Gateway:
+        """Take in a greeting; the caller compares its epoch with the gateway's before.
+
+        :raises Refused: not known, not its MAC, or the answer to no hello of ours.
+        """
+        known = self.standing(greeting.kid, now)
+        for nonce in self._nonces:
+            try:
+                greeting.verify(known.keys.to_node, nonce)
+            except Refused:
+                continue
+            known.greeted = monotonic
+            self._hello_at, self._delay = monotonic + GREETED, FIRST_HELLO
+            return known
+        raise Refused(Reason.REPLAYED, "greeting.nonce", "no hello of ours waits for it")
+
+    def position(self, position: Position, now: float | None) -> Gateway:
+        """Check a position. :raises Refused: not known, or not its MAC."""
+        known = self.standing(position.kid, now)
+        position.verify(known.keys.to_node)
+        return known
