@@ -26,6 +26,13 @@ class Direction(enum.Enum):
     PEERS = "peers"  # gateway → every node that listens to an address
 
 
+class Role(enum.Enum):
+    """Which end of a link somebody is."""
+
+    NODE = "node"
+    GATEWAY = "gateway"
+
+
 @dataclass(frozen=True, slots=True)
 class Destination:
     """Where to send a frame.

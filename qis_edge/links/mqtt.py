@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import enum
 import logging
 import socket
 import ssl
@@ -49,7 +48,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from qis_edge.core.errors import LinkError, UsageError
 from qis_edge.links.backoff import Backoff
-from qis_edge.links.base import MAX_FRAME, Destination, Direction, LinkStats, Received
+from qis_edge.links.base import MAX_FRAME, Destination, Direction, LinkStats, Received, Role
 from qis_edge.links.mqtt_dial import BufferedSocket, dial_aside, explain_tls, tls_context
 from qis_edge.links.mqtt_settings import MqttSettings
 from qis_edge.links.mqtt_topics import Topics
@@ -93,13 +92,6 @@ _HINTS = {
     _NOT_AUTHORISED: "check user and password, and the broker's ACL",
     _TAKEN_OVER: "is a second daemon running with the same key?",
 }
-
-
-class Role(enum.Enum):
-    """Which end of the link this is."""
-
-    NODE = "node"
-    GATEWAY = "gateway"
 
 
 @dataclass(slots=True, eq=False)
