@@ -12,7 +12,6 @@ An expert writes a template once for a kind of work::
     values = ["winter", "spring", "summer", "autumn"]
     ordinal = false                # whether neighbours in the list are alike
     weight = 1                     # its share of the address, relative to the other fields
-    calendar = "season"            # where it comes from unless the node says otherwise
 
     [[continuous]]                 # optional: fine differences between situations
     name = "elevation"
@@ -35,10 +34,6 @@ An expert writes a template once for a kind of work::
     code = 9
     words = ["none", "rain", "snow"]
     statistic = "last"             # last, mode
-
-A field may instead say ``bins = { result = "…", edges = [...], missing = "…" }``: its
-value then follows that result (``edges`` ascending, one fewer than ``values``; a value on an
-edge belongs to the upper bin) and is ``missing`` where there is none.
 """
 
 from __future__ import annotations
@@ -50,10 +45,8 @@ import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from itertools import pairwise
 from typing import Any
 
-from qis_edge.core import calendar
 from qis_edge.core.errors import ConfigError, ConfigProblem
 from qis_edge.core.fingerprint import PrefixScheme
 
@@ -90,20 +83,6 @@ WORD_STATISTICS = (Statistic.LAST.value, Statistic.MODE.value)
 
 
 @dataclass(frozen=True, slots=True)
-class Bins:
-    """A field's value by where a result lies between edges.
-
-    :param result: the result's name.
-    :param edges: ascending; ``len(values) - 1`` of them.
-    :param missing: the value where the result is missing.
-    """
-
-    result: str
-    edges: tuple[float, ...]
-    missing: str
-
-
-@dataclass(frozen=True, slots=True)
 class Field:
     """A categorical field of a situation."""
 
@@ -112,8 +91,6 @@ class Field:
     ordinal: bool = False
     weight: float = 1.0
     title: str = ""
-    calendar: str | None = None  # a part of the calendar: qis_edge.core.calendar.PARTS
-    bins: Bins | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,33 +220,22 @@ class _Reader:
         self.unique([f.name for f in (*contents.fields, *contents.continuous)], "field", "name")
         self.unique([r.name for r in contents.results], "result", "name")
         self.unique([r.code for r in contents.results], "result", "code")
-        self.together(contents)
+        if not self.problems and contents.scheme == "prefix":
+            self.prefix(contents)
         return contents
 
-    def together(self, contents: Contents) -> None:
-        """What one part says of another."""
-        numbers = [r.name for r in contents.results if not r.words]
-        for n, field in enumerate(contents.fields):
-            if field.bins and field.bins.result not in numbers:
-                self.wrong(
-                    ("field", n, "bins", "result"),
-                    f'"{field.bins.result}" is no numeric result',
-                    nearest(field.bins.result, numbers),
-                )
-        if not self.problems and contents.scheme == "prefix":
-            try:
-                PrefixScheme(
-                    contents.name,
-                    contents.revision,
-                    [(f.name, f.values, f.weight) for f in contents.fields],
-                )
-            except ValueError as error:
-                self.wrong(("field",), str(error), "give it more weight, or use fewer fields")
+    def prefix(self, contents: Contents) -> None:
+        """Whether the fields fit into an address."""
+        fields = [(field.name, field.values, field.weight) for field in contents.fields]
+        try:
+            PrefixScheme(contents.name, contents.revision, fields)
+        except ValueError as error:
+            self.wrong(("field",), str(error), "give it more weight, or use fewer fields")
 
     # --- the parts ---------------------------------------------------------------------
 
     def field(self, table: Mapping[str, Any], at: KeyPath) -> Field:
-        known = ("name", "values", "ordinal", "weight", "title", "calendar", "bins")
+        known = ("name", "values", "ordinal", "weight", "title")
         self.unknown(table, known, at)
         name = self.name(table, at)
         if name == RESERVED:
@@ -279,47 +245,8 @@ class _Reader:
         if not isinstance(ordinal, bool):
             self.wrong((*at, "ordinal"), "must be true or false")
         weight = self.number(table, "weight", at, default=1.0, low=0.0, open_low=True)
-        part = self.text(table, "calendar", at) or None
-        if part is not None:
-            self.part(part, values, (*at, "calendar"))
-            if "bins" in table:
-                self.wrong((*at, "bins"), "a field has calendar or bins, not both")
-        bins = self.bins(table["bins"], values, (*at, "bins")) if "bins" in table else None
         title = self.text(table, "title", at)
-        return Field(name, values, ordinal is True, weight, title, part, bins)
-
-    def part(self, part: str, values: Sequence[str], at: KeyPath) -> None:
-        words = calendar.PARTS.get(part)
-        if words is None:
-            self.wrong(
-                at, f"must be one of {', '.join(calendar.PARTS)}", nearest(part, calendar.PARTS)
-            )
-        elif missing := [word for word in words if word not in values]:
-            self.wrong(at, f"{part} gives {', '.join(missing)}, which values does not list")
-
-    def bins(self, table: Any, values: Sequence[str], at: KeyPath) -> Bins | None:
-        if not isinstance(table, dict):
-            self.wrong(at, "must be a table with result, edges and missing")
-            return None
-        self.unknown(table, ("result", "edges", "missing"), at)
-        edges = table.get("edges")
-        if (
-            not isinstance(edges, list)
-            or not all(_is_finite(edge) for edge in edges)
-            or any(a >= b for a, b in pairwise(edges))
-        ):
-            self.wrong((*at, "edges"), "must be numbers in ascending order")
-            edges = []
-        elif len(edges) != len(values) - 1:
-            self.wrong(
-                (*at, "edges"),
-                f"{len(values)} values need {len(values) - 1} edges, not {len(edges)}",
-            )
-        missing = self.text(table, "missing", at)
-        if missing not in values:
-            self.wrong((*at, "missing"), "must be one of values", nearest(missing, values))
-        result = self.name(table, at, "result")
-        return Bins(result, tuple(float(edge) for edge in edges), missing)
+        return Field(name, values, ordinal is True, weight, title)
 
     def continuous(self, table: Mapping[str, Any], at: KeyPath) -> Continuous:
         self.unknown(table, ("name", "low", "high", "unit", "title"), at)
@@ -388,12 +315,12 @@ class _Reader:
             self.wrong((key,), f"there are {len(found)}, must be {low}..{high}")
         return found[:high]
 
-    def name(self, table: Mapping[str, Any], at: KeyPath, key: str = "name") -> str:
-        value = table.get(key)
+    def name(self, table: Mapping[str, Any], at: KeyPath) -> str:
+        value = table.get("name")
         if value is None:
-            self.wrong((*at, key), "is missing")
+            self.wrong((*at, "name"), "is missing")
         elif not isinstance(value, str) or not NAME.fullmatch(value):
-            self.wrong((*at, key), f"{value!r} is not a name: a-z, 0-9 and _, at most 64")
+            self.wrong((*at, "name"), f"{value!r} is not a name: a-z, 0-9 and _, at most 64")
         else:
             return value
         return ""
