@@ -1,11 +1,18 @@
-"""Types and bounds of decoded CBOR: each check names the field that fails it."""
+"""Types and bounds, of decoded CBOR and of our own arguments: a check names the field that
+fails it."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from qis_edge.core.errors import Reason, Refused
+from qis_edge.core.errors import Reason, Refused, UsageError
 from qis_edge.core.identity import KID_SIZE
+
+
+def require(condition: bool, field: str, message: str) -> None:
+    """:raises UsageError: an argument of ours is not what it must be."""
+    if not condition:
+        raise UsageError(message, field=field)
 
 
 def uint(value: object, high: int, field: str, low: int = 0) -> int:

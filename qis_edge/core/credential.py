@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qis_edge.core import cbor, checks
+from qis_edge.core.checks import require
 from qis_edge.core.cose import Sign1, open_sign1, sign1
 from qis_edge.core.errors import Reason, Refused, UsageError
 from qis_edge.core.identity import Identity, PublicKey
@@ -149,10 +150,10 @@ def issue(
     :raises UsageError: an argument is out of bounds; the error names it.
     """
     words = frozenset(scope.split() if isinstance(scope, str) else scope)
-    _require(is_name(subject), "subject", f"{subject!r}: use 1 to 64 of A-Za-z0-9._-")
-    _require(bool(words) and words <= SCOPES, "scope", f"use some of {', '.join(sorted(SCOPES))}")
-    _require(0 <= expires <= MAX_TIME, "expires", "must be unix seconds")
-    _require(MIN_SERIAL <= len(serial) <= MAX_SERIAL, "serial", "must be 4 to 8 bytes")
+    require(is_name(subject), "subject", f"{subject!r}: use 1 to 64 of A-Za-z0-9._-")
+    require(bool(words) and words <= SCOPES, "scope", f"use some of {', '.join(sorted(SCOPES))}")
+    require(0 <= expires <= MAX_TIME, "expires", "must be unix seconds")
+    require(MIN_SERIAL <= len(serial) <= MAX_SERIAL, "serial", "must be 4 to 8 bytes")
     claims: dict[int, object] = {
         _SUB: subject,
         _EXP: expires,
@@ -161,7 +162,7 @@ def issue(
         _SCOPE: " ".join(sorted(words)),
     }
     if not_before is not None:
-        _require(0 <= not_before < expires, "not_before", "must be before expires")
+        require(0 <= not_before < expires, "not_before", "must be before expires")
         claims[_NBF] = not_before
     return Credential.parse(CWT_TAG + sign1(issuer, cbor.dumps(claims), CREDENTIAL_AAD))
 
@@ -220,9 +221,9 @@ class RevocationList:
         :raises UsageError: too many keys, or another argument is out of bounds.
         """
         ordered = sorted(set(kids))
-        _require(1 <= number <= MAX_NUMBER, "number", "must be 1..2^32-1")
-        _require(0 <= issued <= MAX_TIME, "issued", "must be unix seconds")
-        _require(all(len(kid) == 8 for kid in ordered), "kids", "a kid has 8 bytes")
+        require(1 <= number <= MAX_NUMBER, "number", "must be 1..2^32-1")
+        require(0 <= issued <= MAX_TIME, "issued", "must be unix seconds")
+        require(all(len(kid) == 8 for kid in ordered), "kids", "a kid has 8 bytes")
         if len(ordered) > MAX_REVOKED:
             raise UsageError(
                 f"{len(ordered)} keys, a list holds {MAX_REVOKED}",
@@ -259,7 +260,7 @@ class Enrolment:
     @classmethod
     def make(cls, identity: Identity, name: str) -> Enrolment:
         """:raises UsageError: the name is none."""
-        _require(is_name(name), "name", f"{name!r}: use 1 to 64 of A-Za-z0-9._-")
+        require(is_name(name), "name", f"{name!r}: use 1 to 64 of A-Za-z0-9._-")
         claims = {_SUB: name, _CNF: _cnf(identity.public)}
         raw = CWT_TAG + sign1(identity, cbor.dumps(claims), ENROLMENT_AAD)
         return cls(raw, name, identity.public)
@@ -560,8 +561,3 @@ def _scope(value: object, field: str) -> frozenset[str]:
     if words != sorted(set(words)):
         raise Refused(Reason.NON_CANONICAL, field, "not in alphabetical order")
     return frozenset(words)
-
-
-def _require(condition: bool, name: str, message: str) -> None:
-    if not condition:
-        raise UsageError(message, field=name)
