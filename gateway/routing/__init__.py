@@ -1,1 +1,81 @@
-"""Routing engines: where packets live by fingerprint."""
+"""Routing engines: where packets live by fingerprint.
+
+``open_engine("sqlite:routing.db")`` makes one; ``gateway.routing.base`` is the interface.
+Third parties add engines through the entry point group ``qis_edge.routing``: the entry
+point's name is the scheme, its value a :class:`~gateway.routing.base.EngineFactory`.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint, entry_points
+
+from gateway.routing.base import (
+    EVERYTHING,
+    Batch,
+    Context,
+    Cursor,
+    EngineFactory,
+    EngineStatus,
+    Entry,
+    Interest,
+    RoutingLayer,
+    Subscription,
+)
+from gateway.routing.url import EngineUrl
+from qis_edge.core.errors import RoutingError
+
+__all__ = [
+    "EVERYTHING",
+    "Batch",
+    "Context",
+    "Cursor",
+    "EngineStatus",
+    "EngineUrl",
+    "Entry",
+    "Interest",
+    "RoutingLayer",
+    "Subscription",
+    "open_engine",
+    "schemes",
+]
+
+GROUP = "qis_edge.routing"
+
+
+def schemes() -> tuple[str, ...]:
+    """The schemes that are installed, sorted."""
+    return tuple(sorted({point.name for point in entry_points(group=GROUP)}))
+
+
+def open_engine(url: str, context: Context | None = None) -> RoutingLayer:
+    """The engine of a URL. ``await engine.open()`` comes next: nothing is touched yet.
+
+    :raises RoutingError: the URL is malformed or has an option that the engine does not
+        know, nobody knows its scheme, or the engine's extra is not installed.
+    """
+    parsed = EngineUrl.parse(url)
+    return _factory(parsed.scheme)(parsed, context or Context())
+
+
+def _factory(scheme: str) -> EngineFactory:
+    points = [point for point in entry_points(group=GROUP) if point.name == scheme]
+    if not points:
+        known = ", ".join(f"{name}:" for name in schemes())
+        raise RoutingError(
+            f"no routing engine is called {scheme!r}",
+            hint=f"installed are {known}" if known else "install the package qis-edge anew",
+        )
+    try:
+        loaded: EngineFactory = points[0].load()
+    except ModuleNotFoundError as error:
+        raise RoutingError(
+            f"{scheme}: the module {error.name} is missing", hint=_install(points[0])
+        ) from error
+    return loaded
+
+
+def _install(point: EntryPoint) -> str:
+    """What to install: the extras that the entry point names, or the scheme's own."""
+    package = point.dist.name if point.dist is not None else "qis-edge"
+    extras = ",".join(point.extras) or point.name
+    return f"pip install '{package}[{extras}]'"
