@@ -6,13 +6,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections import Counter
 
 import hypothesis
 import pytest
 
-SEARCH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin"))
 NO_SKIP = os.environ.get("QIS_NO_SKIP", "") not in ("", "0")
 
 hypothesis.settings.register_profile(
@@ -21,12 +19,6 @@ hypothesis.settings.register_profile(
     derandomize="CI" in os.environ,  # there, the same examples every time
 )
 hypothesis.settings.load_profile("here")
-
-
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    marked = item.get_closest_marker("mosquitto") is not None
-    if marked and shutil.which("mosquitto", path=SEARCH) is None:
-        pytest.skip("Mosquitto is not installed: make deps")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
