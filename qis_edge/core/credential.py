@@ -66,7 +66,7 @@ def is_name(text: str) -> bool:
 class Credential:
     """A credential whose form was checked. Its signature is not, until :meth:`verify`.
 
-    :param raw: the bytes as they travel, at most 512, mostly about 165.
+    :param raw: the bytes as they travel, at most 512, about 160 for a node.
     :param subject: a name, see :func:`is_name`.
     :param key: whose key it is about.
     :param scope: what the key is entitled to: ``node``, ``gateway``, ``issuer``.
@@ -76,7 +76,7 @@ class Credential:
     :param serial: 4 to 8 bytes that tell it from others of the same key.
     """
 
-    raw: bytes
+    raw: bytes = field(repr=False)
     subject: str
     key: PublicKey
     scope: frozenset[str]
@@ -187,7 +187,7 @@ class RevocationList:
     :param signer: kid of the key that signed it, by its header.
     """
 
-    raw: bytes
+    raw: bytes = field(repr=False)
     number: int
     issued: int
     kids: tuple[bytes, ...]
@@ -253,7 +253,7 @@ class Enrolment:
     :param key: its key; that the sender holds it is proven.
     """
 
-    raw: bytes
+    raw: bytes = field(repr=False)
     name: str
     key: PublicKey
 
