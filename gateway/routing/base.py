@@ -335,6 +335,13 @@ def framed_id(raw: bytes) -> bytes | None:
     return hashlib.sha256(structure + raw[_KID_END:-_TAIL]).digest()
 
 
+def framed_fingerprint(raw: bytes) -> bytes:
+    """The address of a packet whose framing is known to be right."""
+    # The payload's head, the array's and the fingerprint's own: 2 or 3, 1 and 2 bytes.
+    start = _KID_END + (5 if raw[_KID_END] == 0x58 else 6)
+    return raw[start : start + FINGERPRINT_SIZE]
+
+
 def framed_kid(raw: bytes) -> bytes:
     """The kid of a packet whose framing is known to be right."""
     return raw[_KID_END - 8 : _KID_END]

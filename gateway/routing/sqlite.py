@@ -33,6 +33,7 @@ from gateway.routing.base import (
     Entry,
     Interest,
     check_query,
+    framed_fingerprint,
     framed_id,
     framed_kid,
 )
@@ -429,8 +430,11 @@ class _File:
         fingerprint, raw, stored, time, expires, confidence, vector = row
         if isinstance(raw, bytes):
             found = framed_id(raw)
-            # The address is the payload's first element, behind 5 to 6 bytes of heads.
-            if found is not None and found[:_ID] == stored and fingerprint in raw[21:56]:
+            if (
+                found is not None
+                and found[:_ID] == stored
+                and framed_fingerprint(raw) == fingerprint
+            ):
                 return Entry(
                     raw,
                     found,

@@ -1,0 +1,617 @@
+"""The spool: the gateway's intake log, durable before anything is receipted.
+
+One SQLite file with one writer. Each batch is one transaction, synced when it returns.
+Per (node, store) the spool knows for ever which sequences it has held, as ranges of which
+a batch rewrites only those that it touches. The packets themselves stay until every
+active routing engine has passed them *and* they are older than the retention, or the
+spool is over its budget; until then a second content under one number is recognised.
+
+Each routing engine has a position in the log and drains at its own pace, in order. An
+engine that is new, or that has lost what it held (its incarnation changed), begins at the
+oldest packet retained: deposits are idempotent, so going over them twice costs only time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import os
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gateway.database import GatewayDatabase
+from gateway.routing.base import Entry, framed_fingerprint, framed_id, framed_kid
+from qis_edge.core.errors import StoreError, UsageError
+from qis_edge.core.packet import Packet
+from qis_edge.core.ranges import Ranges
+from qis_edge.store.database import Lock, Schema
+
+#: How long packets stay after every engine has them: what a new engine begins with, and
+#: as long as a second content under one number is recognised. Seconds.
+RETENTION = 7 * 86400
+#: Bytes of packets that are kept at most, unless an engine still needs them.
+BUDGET = 1 << 30
+#: Packets that one call of :meth:`Spool.trim` drops at most.
+TRIM_SLICE = 1000
+#: Stores whose number is remembered.
+MAX_ORIGINS = 65_536
+#: Proofs of equivocation that are kept for each store.
+MAX_PROOFS = 4
+
+#: What a packet costs beside its own bytes, about.
+_OVERHEAD = 64
+
+SCHEMA = Schema(
+    name="spool",
+    application_id=0x51495350,
+    migrations=(
+        """
+        CREATE TABLE facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+        INSERT INTO facts VALUES
+            ('epoch', randomblob(4)), ('since', 0), ('last', 0), ('packets', 0), ('bytes', 0);
+        CREATE TABLE origins (
+            origin INTEGER PRIMARY KEY,
+            kid BLOB NOT NULL,
+            store BLOB NOT NULL,
+            floor INTEGER NOT NULL DEFAULT 0,
+            UNIQUE (kid, store)
+        );
+        CREATE TABLE ranges (
+            origin INTEGER NOT NULL,
+            first INTEGER NOT NULL,
+            last INTEGER NOT NULL,
+            PRIMARY KEY (origin, first)
+        ) WITHOUT ROWID;
+        CREATE TABLE packets (
+            position INTEGER PRIMARY KEY,
+            origin INTEGER NOT NULL,
+            sequence INTEGER NOT NULL,
+            received INTEGER NOT NULL,
+            route INTEGER NOT NULL,
+            time INTEGER NOT NULL,
+            expires INTEGER NOT NULL,
+            confidence INTEGER NOT NULL,
+            vector BLOB,
+            raw BLOB NOT NULL
+        );
+        CREATE UNIQUE INDEX numbers ON packets (origin, sequence);
+        CREATE INDEX age ON packets (received);
+        CREATE TABLE engines (
+            url TEXT PRIMARY KEY,
+            incarnation TEXT NOT NULL DEFAULT '',
+            position INTEGER NOT NULL DEFAULT 0
+        ) WITHOUT ROWID;
+        CREATE TABLE proofs (
+            origin INTEGER NOT NULL,
+            sequence INTEGER NOT NULL,
+            received INTEGER NOT NULL,
+            held BLOB NOT NULL,
+            other BLOB NOT NULL
+        );
+        CREATE INDEX proven ON proofs (origin);
+        """,
+    ),
+)
+
+_INSERT = "INSERT INTO packets VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_RUN_BEFORE = (
+    "SELECT first, last FROM ranges WHERE origin = ? AND first <= ? ORDER BY first DESC LIMIT 1"
+)
+
+
+class Verdict(enum.Enum):
+    """What became of a packet that was brought to the spool."""
+
+    NEW = "new"
+    KNOWN = "known"  # held before: receipt it again
+    EQUIVOCATION = "equivocation"  # another content is held under its number: refuse it
+
+
+class Intake(NamedTuple):
+    """A verified packet on its way in.
+
+    :param received: unix seconds.
+    :param route: False for one that is held but not worth routing any more.
+    """
+
+    packet: Packet
+    received: float
+    route: bool = True
+
+
+class Admission(NamedTuple):
+    """The spool's answer.
+
+    :param position: where it lies, to compare with :meth:`Spool.routed_through`; 0 where
+        it lies no more (every engine has it) or never did (an equivocation).
+    """
+
+    verdict: Verdict
+    position: int
+
+
+class Pending(NamedTuple):
+    """What an engine is to be given next.
+
+    :param entries: to deposit, in order; those that are not routed are left out.
+    :param through: the position to :meth:`Spool.advance` to once they are deposited.
+    """
+
+    entries: tuple[Entry, ...]
+    through: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoreState:
+    """What is held of one node's store.
+
+    :param held: how many sequences.
+    :param last: the greatest of them.
+    :param coming: missing below ``last``, may still come.
+    :param given_up: missing below the node's signed floor: will never come.
+    """
+
+    kid: bytes
+    store: bytes
+    held: int
+    last: int
+    floor: int
+    coming: int
+    given_up: int
+
+
+@dataclass(frozen=True, slots=True)
+class Equivocation:
+    """The proof: two contents that one key signed under one number.
+
+    :param received: unix seconds at which the other one came.
+    """
+
+    kid: bytes
+    store: bytes
+    sequence: int
+    received: int
+    held: bytes
+    other: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """How far a routing engine is: ``behind`` counts the packets that it has yet to pass."""
+
+    url: str
+    active: bool
+    position: int
+    behind: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolStatus:
+    """What ``status`` shows. ``size`` is what the packets take, in bytes."""
+
+    epoch: bytes
+    since: int
+    packets: int
+    size: int
+    budget: int
+    engines: tuple[EngineState, ...]
+
+
+class Spool:
+    """See the module. Synchronous, for one thread at a time.
+
+    :param engines: the routing engines (``RoutingLayer.url``) that packets wait for.
+    :param read_only: beside a gateway that runs or not; only what reads works.
+    :raises StoreError: in use by another gateway, or what else stands in the way.
+    :raises StoreCorrupt: the file is damaged. A spool that is begun anew has a new epoch,
+        by which the nodes know to send again what they still have.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        engines: Iterable[str] = (),
+        retention: float = RETENTION,
+        budget: int = BUDGET,
+        read_only: bool = False,
+    ) -> None:
+        self.path = path
+        self.retention = retention
+        self.budget = budget
+        self._lock = None if read_only else Lock(path)
+        try:
+            self._db = GatewayDatabase(
+                path,
+                SCHEMA,
+                remedy="move it away: a new spool begins, and the nodes send what they still have",
+                read_only=read_only,
+                cache=8 << 20,
+            )
+        except BaseException:
+            if self._lock is not None:
+                self._lock.release()
+            raise
+        self._origins: dict[bytes, int] = {}
+        self._engines: frozenset[str] = frozenset()
+        if not read_only:
+            self.activate(engines)
+
+    def close(self) -> None:
+        """Idempotent."""
+        self._db.close()
+        if self._lock is not None:
+            self._lock.release()
+
+    # --- the epoch ---------------------------------------------------------------------
+
+    @property
+    def epoch(self) -> bytes:
+        """4 random bytes, drawn when the spool was born or renewed."""
+        return bytes(self._fact("epoch"))
+
+    @property
+    def since(self) -> int:
+        """Unix seconds: what nodes are to send again if they knew another epoch."""
+        return int(self._fact("since"))
+
+    def renew_epoch(self, since: int) -> bytes:
+        """For an operator who put back an old copy of the spool: draw a new epoch, so that
+        the nodes send again what began at or after ``since``."""
+        epoch = os.urandom(4)
+        with self._db.transaction():
+            self._set("epoch", epoch)
+            self._set("since", since)
+        return epoch
+
+    # --- admission ---------------------------------------------------------------------
+
+    def admit(self, batch: Sequence[Intake]) -> list[Admission]:
+        """Take in verified packets, in one transaction that is on disk when this returns.
+
+        :returns: one answer each, in order.
+        :raises StoreError: nothing of the batch was taken in; it may be brought again.
+        """
+        admitting = _Admitting(self._db, self._origins, int(self._fact("last")))
+        with self._db.transaction():
+            answers = [admitting.take(intake) for intake in batch]
+            admitting.write()
+        if len(self._origins) + len(admitting.new_origins) > MAX_ORIGINS:
+            self._origins.clear()
+        self._origins.update(admitting.new_origins)
+        return answers
+
+    # --- the routing engines -----------------------------------------------------------
+
+    def activate(self, engines: Iterable[str]) -> None:
+        """From now on packets wait for exactly these engines. Others keep their positions,
+        for when they come back, and hold up nothing."""
+        active = frozenset(engines)
+        with self._db.transaction():
+            for url in sorted(active):
+                self._db.execute("INSERT OR IGNORE INTO engines (url) VALUES (?)", (url,))
+        self._engines = active
+
+    def engage(self, url: str, incarnation: str = "") -> int:
+        """An engine was opened: its position, which is the beginning if it is no more the
+        one that it was (``RoutingLayer.incarnation``).
+
+        :raises UsageError: it is not active.
+        """
+        self._position(url)
+        with self._db.transaction():
+            self._db.execute(
+                "UPDATE engines SET position = iif(incarnation IN ('', ?1), position, 0), "
+                "incarnation = ?1 WHERE url = ?2 AND ?1 != ''",
+                (incarnation, url),
+            )
+        return self._position(url)
+
+    def pending(self, url: str, limit: int = 500) -> Pending:
+        """What comes next for an engine: at most ``limit`` packets, none when it has all.
+
+        :raises UsageError: it is not active.
+        """
+        position = self._position(url)
+        rows = self._db.rows(
+            "SELECT position, route, time, expires, confidence, vector, raw FROM packets "
+            "WHERE position > ? ORDER BY position LIMIT ?",
+            (position, limit),
+        )
+        return Pending(
+            tuple(_entry(row) for row in rows if row[1]), rows[-1][0] if rows else position
+        )
+
+    def advance(self, url: str, through: int) -> None:
+        """An engine has deposited everything up to a position, durably.
+
+        Not synced by itself: a lost advance costs a second deposit, which changes nothing.
+
+        :raises UsageError: it is not active.
+        """
+        self._position(url)
+        with self._lightly():
+            self._db.execute(
+                "UPDATE engines SET position = max(position, ?) WHERE url = ?", (through, url)
+            )
+
+    def routed_through(self, engines: Iterable[str] | None = None) -> int:
+        """The position up to which all of these engines (``None``: all active ones) have
+        everything. Without any engine: the end.
+
+        :raises UsageError: one is not active.
+        """
+        positions = [self._position(url) for url in (self._engines if engines is None else engines)]
+        return min(positions, default=int(self._fact("last")))
+
+    def _position(self, url: str) -> int:
+        if url not in self._engines:
+            raise UsageError(f"{url} is not an active routing engine", field="engine")
+        return self._db.number("SELECT position FROM engines WHERE url = ?", (url,))
+
+    # --- trimming ----------------------------------------------------------------------
+
+    def trim(self, now: float) -> int:
+        """Drop up to ``TRIM_SLICE`` packets that need not be kept, oldest first; how many.
+        Call it until it returns 0, with pauses in which others may come to the spool."""
+        passed = self.routed_through()
+        with self._lightly():
+            gone = self._db.rows(
+                "SELECT position, length(raw) FROM packets WHERE received < ? AND position <= ? "
+                "ORDER BY received LIMIT ?",
+                (int(now - self.retention), passed, TRIM_SLICE),
+            )
+            if not gone and (over := int(self._fact("bytes")) - self.budget) > 0:
+                gone = self._oldest(passed, over)
+            self._db.execute_many(
+                "DELETE FROM packets WHERE position = ?", [(row[0],) for row in gone]
+            )
+            if gone:
+                _count(self._db, -len(gone), -sum(row[1] + _OVERHEAD for row in gone))
+        return len(gone)
+
+    def _oldest(self, passed: int, over: int) -> list[tuple[int, int]]:
+        """As many of the oldest as bring the spool back under its budget."""
+        gone = []
+        for row in self._db.rows(
+            "SELECT position, length(raw) FROM packets WHERE position <= ? "
+            "ORDER BY position LIMIT ?",
+            (passed, TRIM_SLICE),
+        ):
+            if over <= 0:
+                break
+            gone.append(row)
+            over -= row[1] + _OVERHEAD
+        return gone
+
+    @property
+    def full(self) -> bool:
+        """Whether it is over its budget with packets that an engine still needs: the
+        gateway then answers *later* instead of filling the disk."""
+        if int(self._fact("bytes")) <= self.budget:
+            return False
+        oldest = self._db.value("SELECT min(position) FROM packets")
+        return oldest is not None and oldest > self.routed_through()
+
+    # --- looking -----------------------------------------------------------------------
+
+    def held(self, kid: bytes, store: bytes) -> Ranges:
+        """The sequences held of a store, ever."""
+        rows = self._db.rows(
+            "SELECT first, last FROM ranges JOIN origins USING (origin) "
+            "WHERE kid = ? AND store = ? ORDER BY first",
+            (kid, store),
+        )
+        return Ranges.from_list([bound for row in rows for bound in row])
+
+    def stores(self, kid: bytes | None = None) -> list[StoreState]:
+        """What is held of each store, of one node or of all."""
+        rows = self._db.rows(
+            "SELECT kid, store, floor, sum(last - first + 1), max(last), "
+            "sum(iif(first < floor, min(last, floor - 1) - first + 1, 0)) "
+            "FROM origins JOIN ranges USING (origin) WHERE ?1 IS NULL OR kid = ?1 "
+            "GROUP BY origin ORDER BY kid, origin",
+            (kid,),
+        )
+        states = []
+        for row_kid, store, floor, held, last, below in rows:
+            given_up = floor - below
+            # The floor may lie above all that is held: then nothing below it is coming.
+            coming = max(last + 1, floor) - held - given_up
+            states.append(StoreState(row_kid, store, held, last, floor, coming, given_up))
+        return states
+
+    def equivocations(self) -> list[Equivocation]:
+        """The proofs that were kept, oldest first."""
+        return [
+            Equivocation(*row)
+            for row in self._db.rows(
+                "SELECT kid, store, sequence, received, held, other "
+                "FROM proofs JOIN origins USING (origin) ORDER BY proofs.rowid"
+            )
+        ]
+
+    def status(self) -> SpoolStatus:
+        """Figures that cost nothing to know."""
+        last = int(self._fact("last"))
+        engines = self._db.rows("SELECT url, position FROM engines ORDER BY url")
+        return SpoolStatus(
+            epoch=self.epoch,
+            since=self.since,
+            packets=int(self._fact("packets")),
+            size=int(self._fact("bytes")),
+            budget=self.budget,
+            engines=tuple(
+                EngineState(url, url in self._engines, position, last - position)
+                for url, position in engines
+            ),
+        )
+
+    # --- inside ------------------------------------------------------------------------
+
+    def _fact(self, name: str) -> Any:
+        value = self._db.value("SELECT value FROM facts WHERE name = ?", (name,))
+        if value is None:
+            raise StoreError(f"{self.path}: the fact {name!r} is missing", hint=self._db.remedy)
+        return value
+
+    def _set(self, name: str, value: object) -> None:
+        self._db.execute("UPDATE facts SET value = ? WHERE name = ?", (value, name))
+
+    @contextlib.contextmanager
+    def _lightly(self) -> Iterator[None]:
+        """A transaction that is not synced: after a loss of power it may not have been."""
+        self._db.execute("PRAGMA synchronous=NORMAL")
+        try:
+            with self._db.transaction():
+                yield
+        finally:
+            self._db.execute("PRAGMA synchronous=FULL")
+
+
+class _Admitting:
+    """One batch on its way in, within one transaction."""
+
+    def __init__(self, db: GatewayDatabase, origins: dict[bytes, int], last: int) -> None:
+        self._db = db
+        self._origins = origins
+        self._last = last
+        self.new_origins: dict[bytes, int] = {}
+        self._rows: list[tuple[object, ...]] = []
+        #: (origin, sequence) → packet and position, of what is new in this batch.
+        self._fresh: dict[tuple[int, int], tuple[Packet, int]] = {}
+        self._floors: dict[int, int] = {}
+        self._bytes = 0
+
+    def take(self, intake: Intake) -> Admission:
+        packet = intake.packet
+        origin = self._origin(packet)
+        if packet.extensions.floor is not None:
+            self._floors[origin] = max(packet.extensions.floor, self._floors.get(origin, 0))
+        if (twin := self._fresh.get((origin, packet.sequence))) is not None:
+            if twin[0].id == packet.id:
+                return Admission(Verdict.KNOWN, twin[1])
+            return self._equivocation(origin, intake, twin[0].raw)
+        run = self._db.row(_RUN_BEFORE, (origin, packet.sequence))
+        if run is not None and run[1] >= packet.sequence:
+            return self._known(origin, intake)
+        return self._new(origin, intake)
+
+    def _origin(self, packet: Packet) -> int:
+        key = packet.kid + packet.store
+        origin = self._origins.get(key) or self.new_origins.get(key)
+        if origin is None:
+            arguments = (packet.kid, packet.store)
+            self._db.execute("INSERT OR IGNORE INTO origins (kid, store) VALUES (?, ?)", arguments)
+            origin = self._db.number(
+                "SELECT origin FROM origins WHERE kid = ? AND store = ?", arguments
+            )
+            self.new_origins[key] = origin
+        return origin
+
+    def _new(self, origin: int, intake: Intake) -> Admission:
+        self._last += 1
+        entry = Entry.of(intake.packet)
+        self._fresh[origin, intake.packet.sequence] = (intake.packet, self._last)
+        self._bytes += len(entry.raw) + _OVERHEAD
+        vector = entry.vector
+        self._rows.append(
+            (
+                self._last,
+                origin,
+                intake.packet.sequence,
+                int(intake.received),
+                int(intake.route),
+                entry.time,
+                entry.expires,
+                entry.confidence,
+                None if vector is None else struct.pack(f"<{len(vector)}d", *vector),
+                entry.raw,
+            )
+        )
+        return Admission(Verdict.NEW, self._last)
+
+    def _known(self, origin: int, intake: Intake) -> Admission:
+        row = self._db.row(
+            "SELECT position, raw FROM packets WHERE origin = ? AND sequence = ?",
+            (origin, intake.packet.sequence),
+        )
+        if row is None:  # trimmed: what it was is forgotten
+            return Admission(Verdict.KNOWN, 0)
+        position, raw = row
+        if framed_id(raw) == intake.packet.id:
+            return Admission(Verdict.KNOWN, position)
+        return self._equivocation(origin, intake, raw)
+
+    def _equivocation(self, origin: int, intake: Intake, held: bytes) -> Admission:
+        self._db.execute(
+            "INSERT INTO proofs SELECT ?1, ?2, ?3, ?4, ?5 "
+            "WHERE (SELECT count(*) FROM proofs WHERE origin = ?1) < ?6",
+            (
+                origin,
+                intake.packet.sequence,
+                int(intake.received),
+                held,
+                intake.packet.raw,
+                MAX_PROOFS,
+            ),
+        )
+        return Admission(Verdict.EQUIVOCATION, 0)
+
+    def write(self) -> None:
+        """What :meth:`take` has gathered."""
+        self._db.execute_many(_INSERT, self._rows)
+        sequences: dict[int, list[int]] = {}
+        for origin, sequence in self._fresh:
+            sequences.setdefault(origin, []).append(sequence)
+        for origin, fresh in sequences.items():
+            for first, last in Ranges.of(fresh).runs():
+                self._add_run(origin, first, last)
+        for origin, floor in self._floors.items():
+            self._db.execute(
+                "UPDATE origins SET floor = ?1 WHERE origin = ?2 AND floor < ?1", (floor, origin)
+            )
+        if self._rows:
+            _count(self._db, len(self._rows), self._bytes)
+            self._db.execute("UPDATE facts SET value = ? WHERE name = 'last'", (self._last,))
+
+    def _add_run(self, origin: int, first: int, last: int) -> None:
+        """Add sequences of which none is held, joining the runs that they touch."""
+        run = self._db.row(_RUN_BEFORE, (origin, first))
+        begin = run[0] if run is not None and run[1] == first - 1 else first
+        after = self._db.row(
+            "SELECT last FROM ranges WHERE origin = ? AND first = ?", (origin, last + 1)
+        )
+        if after is not None:
+            self._db.execute(
+                "DELETE FROM ranges WHERE origin = ? AND first = ?", (origin, last + 1)
+            )
+        end = last if after is None else after[0]
+        self._db.execute("INSERT OR REPLACE INTO ranges VALUES (?, ?, ?)", (origin, begin, end))
+
+
+def _count(db: GatewayDatabase, packets: int, size: int) -> None:
+    db.execute(
+        "UPDATE facts SET value = value + iif(name = 'bytes', ?, ?) "
+        "WHERE name IN ('bytes', 'packets')",
+        (size, packets),
+    )
+
+
+def _entry(row: Sequence[Any]) -> Entry:
+    _, _, time, expires, confidence, vector, raw = row
+    found = framed_id(raw)
+    assert found is not None  # it was verified before it was admitted
+    return Entry(
+        raw,
+        found,
+        framed_kid(raw),
+        framed_fingerprint(raw),
+        time,
+        expires,
+        confidence,
+        None if vector is None else struct.unpack(f"<{len(vector) // 8}d", vector),
+    )
