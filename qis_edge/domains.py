@@ -67,7 +67,7 @@ def _installed_text(name: str) -> str:
     for point in entry_points(group=GROUP, name=name):
         try:
             text = point.load()()
-        except Exception as error:  # noqa: BLE001 - somebody else's package may raise anything
+        except Exception as error:  # somebody else's package may raise anything
             raise _problem(name, f"{point.value} failed: {error!r}") from error
         if not isinstance(text, str):
             raise _problem(name, f"{point.value} returned no text")
