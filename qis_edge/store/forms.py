@@ -17,6 +17,7 @@ from typing import Any
 from qis_edge.core.errors import UsageError
 from qis_edge.core.outcome import Kind, Label, Outcome, Value
 from qis_edge.core.packet import MAX_SEQUENCE, MAX_TTL, Extensions
+from qis_edge.core.receipt import Receipt
 
 DEFAULT_TTL = 24 * 7
 PLAIN = Extensions()
@@ -122,23 +123,16 @@ class Aside:
 
 
 @dataclass(frozen=True, slots=True)
-class Receipt:
-    """What a gateway answered for, its MAC already checked.
+class Answer:
+    """A receipt whose tag was checked, and whose it is.
 
     :param gateway: its kid, 8 bytes.
     :param epoch: of its spool, 4 bytes.
-    :param store: 4 bytes.
-    :param held: sequences that it holds.
-    :param refused: (reason code, sequences) that it will never take.
-    :param later: (seconds, sequences) to be sent again after so long.
     """
 
     gateway: bytes
     epoch: bytes
-    store: bytes
-    held: tuple[int, ...] = ()
-    refused: tuple[tuple[int, tuple[int, ...]], ...] = ()
-    later: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    receipt: Receipt
 
 
 @dataclass(slots=True)

@@ -17,16 +17,17 @@ from qis_edge.core.errors import UsageError
 from qis_edge.core.identity import Identity, PublicKey
 from qis_edge.core.outcome import Outcome
 from qis_edge.core.packet import MAX_PACKET, Extensions, Packet
+from qis_edge.core.receipt import Receipt
 from qis_edge.store import opening, times
 from qis_edge.store.budget import SMALLEST, Dropped, make_room
 from qis_edge.store.database import Database, Lock
 from qis_edge.store.forms import (
     DEFAULT_TTL,
     PLAIN,
+    Answer,
     Notice,
     Pending,
     Priority,
-    Receipt,
     Settled,
     Unclocked,
     body_of,
@@ -271,12 +272,17 @@ class Outbox(OutboxReader):
 
     # --- receipts ----------------------------------------------------------------------
 
-    def receipt(self, receipt: Receipt) -> Settled:
-        """A gateway's answer whose MAC was checked; see :meth:`receipts`."""
-        return self.receipts([receipt])
+    def receipt(self, gateway: bytes, epoch: bytes, receipt: Receipt) -> Settled:
+        """Take one receipt; see :meth:`receipts`.
 
-    def receipts(self, receipts: Iterable[Receipt]) -> Settled:
-        """Take receipts, in one commit; repeated ones change and write nothing.
+        :param gateway: the kid of whose it is.
+        :param epoch: of its spool, 4 bytes.
+        """
+        return self.receipts([Answer(gateway, epoch, receipt)])
+
+    def receipts(self, answers: Iterable[Answer]) -> Settled:
+        """Take receipts whose tags were checked, in one commit; repeated ones change and
+        write nothing.
 
         A packet that enough gateways hold is done: it stays, first to go when room is
         needed. One that is refused is put aside and not sent again, unless a gateway
@@ -285,13 +291,13 @@ class Outbox(OutboxReader):
         be packed under that.
         """
         receiver = Receiver(self._tables, self._copies, self._number)
-        work = list(receipts)
-        for receipt in work:
-            receiver.postpone(receipt)
-        if any(receiver.changes(receipt) for receipt in work):
+        work = list(answers)
+        for answer in work:
+            receiver.postpone(answer.receipt)
+        if any(receiver.changes(answer) for answer in work):
             with self._tables.change():
-                for receipt in work:
-                    receiver.take(receipt)
+                for answer in work:
+                    receiver.take(answer)
         for notice in receiver.news:
             self._tell(notice)
         return receiver.settled

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 
 from qis_edge.core.errors import Reason
 from qis_edge.core.packet import unpack
-from qis_edge.store.forms import Notice, Receipt, Settled, sequence_of
+from qis_edge.core.receipt import Receipt, code_of, reason_of
+from qis_edge.store.forms import Answer, Notice, Settled, sequence_of
 from qis_edge.store.opening import draw_store
 from qis_edge.store.salvage import pack_anew
 from qis_edge.store.tables import PacketRow, Tables
@@ -31,9 +32,10 @@ class Receiver:
         self.settled = Settled()
         self.news: list[Notice] = []
 
-    def changes(self, receipt: Receipt) -> bool:
+    def changes(self, answer: Answer) -> bool:
         """Whether it says anything new. Only reads."""
-        bit = self._tables.known_bit(receipt.gateway, receipt.epoch)
+        receipt = answer.receipt
+        bit = self._tables.known_bit(answer.gateway, answer.epoch)
         for number in self._rows_of(receipt.store, receipt.held):
             row = self._tables.packet(number)
             if row is not None and not row.holders & bit:
@@ -56,9 +58,10 @@ class Receiver:
                 if row is not None and row.rank >= 0:
                     self.settled.later.append(((receipt.store, sequence), seconds))
 
-    def take(self, receipt: Receipt) -> None:
+    def take(self, answer: Answer) -> None:
         """Write down what it says, within a transaction."""
-        bit = self._tables.gateway_bit(receipt.gateway, receipt.epoch)
+        receipt = answer.receipt
+        bit = self._tables.gateway_bit(answer.gateway, answer.epoch)
         for number in self._rows_of(receipt.store, receipt.held):
             row = self._tables.packet(number) or self._tables.take_back(number)
             if row is not None and not row.holders & bit:
@@ -67,7 +70,7 @@ class Receiver:
             for number in self._rows_of(receipt.store, sequences):
                 row = self._tables.packet(number)
                 if row is not None and row.rank >= 0:
-                    self._refuse(receipt, row, reason)
+                    self._refuse(answer, row, code_of(reason))
 
     def _rows_of(self, store: bytes, sequences: tuple[int, ...]) -> Iterator[int]:
         for sequence in sequences:
@@ -81,8 +84,8 @@ class Receiver:
         if done and row.rank >= 0:
             self.settled.done.append((store, sequence_of(row.id)))
 
-    def _refuse(self, receipt: Receipt, row: PacketRow, reason: int) -> None:
-        key = (receipt.store, sequence_of(row.id))
+    def _refuse(self, answer: Answer, row: PacketRow, reason: int) -> None:
+        key = (answer.receipt.store, sequence_of(row.id))
         if row.holders:  # somebody has it, so it is not lost: send it no more
             self._tables.hold(row, row.holders, done=True)
             self.settled.done.append(key)
@@ -97,7 +100,7 @@ class Receiver:
             packet=row.id,
             reason=reason,
             detail=_words(reason),
-            gateway=receipt.gateway,
+            gateway=answer.gateway,
             priority=row.priority,
             count=row.outcomes,
             content=row.raw,
@@ -143,8 +146,6 @@ def resend(tables: Tables, copies: int, bits: int, since: int) -> int:
     return reopened
 
 
-def _words(reason: int) -> str:
-    try:
-        return Reason(reason).label.replace("_", " ")
-    except ValueError:
-        return f"reason {reason}"
+def _words(code: int) -> str:
+    reason = reason_of(code)
+    return reason.label.replace("_", " ") if isinstance(reason, Reason) else f"reason {code}"

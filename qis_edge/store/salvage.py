@@ -22,7 +22,7 @@ from qis_edge.core.errors import Refused
 from qis_edge.core.identity import PublicKey
 from qis_edge.core.packet import MAX_TTL, Packet, unpack
 from qis_edge.store import database
-from qis_edge.store.database import beside
+from qis_edge.store.database import Database, beside
 from qis_edge.store.forms import body_of, check_of, extensions_text, sequence_of
 from qis_edge.store.tables import STATE_COLUMNS, Tables
 
@@ -128,17 +128,17 @@ def carry_over(source: sqlite3.Connection, target: Tables, key: PublicKey, anew:
         counters = _counters(source)
         state.last_row = max(state.last_row, counters.get("last_row", 0))
         state.clock = max(state.clock, counters.get("clock", 0))
-        _copy(source, target, "stores", "number", ("number", "id", "at", "why"))
+        copy(source, target.db, "stores", "number", ("number", "id", "at", "why"))
         _carry_waiting(source, target)
         _carry_untimed(source, target)
         salvaged.outcomes = state.waiting + state.untimed
         for row in _readable(source, "packets", "id", _PACKET_COLUMNS):
             salvaged.packets += _carry_packet(target, row, key, anew)
         if not anew:
-            _copy(source, target, "stubs", "id", ("id", "packet"))
-            _copy(source, target, "gateways", "bit", ("bit", "kid", "epoch"))
-        _copy(source, target, "aside", "id", _ASIDE_COLUMNS)
-        _copy(source, target, "notices", "id", ("id", "at", "code", "text"))
+            copy(source, target.db, "stubs", "id", ("id", "packet"))
+            copy(source, target.db, "gateways", "bit", ("bit", "kid", "epoch"))
+        copy(source, target.db, "aside", "id", _ASIDE_COLUMNS)
+        copy(source, target.db, "notices", "id", ("id", "at", "code", "text"))
         here = sum(getattr(state, place) for place in _PLACES)
         for name in _LIFETIME:
             setattr(state, name, counters.get(name, 0))
@@ -188,7 +188,7 @@ def _carry_waiting(source: sqlite3.Connection, target: Tables) -> None:
 
 def _carry_untimed(source: sqlite3.Connection, target: Tables) -> None:
     boots = ("id", "name", "clock", "offset", "uncertainty")
-    _copy(source, target, "boots", "id", boots)
+    copy(source, target.db, "boots", "id", boots)
     columns = (
         "id", "priority", "boot", "monotonic", "fingerprint", "ttl", "extensions", "body", "crc",
     )  # fmt: skip
@@ -290,14 +290,14 @@ def key_of(source: sqlite3.Connection) -> bytes | None:
     return row[0] if row and isinstance(row[0], bytes) and len(row[0]) == 32 else None
 
 
-def _copy(
-    source: sqlite3.Connection, target: Tables, table: str, key: str, columns: Sequence[str]
-) -> None:
+def copy(
+    source: sqlite3.Connection, target: Database, table: str, key: str, columns: Sequence[str]
+) -> int:
+    """Copy the rows of a table that can be read and that fit. Returns how many."""
     marks = ", ".join("?" * len(columns))
     names = ", ".join(columns)
     insert = f"INSERT OR IGNORE INTO {table} ({names}) VALUES ({marks})"  # noqa: S608 - ours
-    for row in _readable(source, table, key, columns):
-        target.db.attempt(insert, row)
+    return sum(target.attempt(insert, row) for row in _readable(source, table, key, columns))
 
 
 def _readable(

@@ -178,10 +178,12 @@ CREATE TABLE cursors (
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE credentials (
-    kid BLOB PRIMARY KEY,
-    raw BLOB NOT NULL,
-    expires INTEGER NOT NULL
-) STRICT, WITHOUT ROWID;
+    id INTEGER PRIMARY KEY,
+    kid BLOB NOT NULL UNIQUE,
+    rank INTEGER NOT NULL,         -- 0: of an issuer or a gateway, 1: of a node
+    expires INTEGER NOT NULL,
+    raw BLOB NOT NULL
+) STRICT;
 
 CREATE TABLE revocations (
     id INTEGER PRIMARY KEY CHECK (id = 1),
@@ -193,7 +195,7 @@ CREATE TABLE gateways (
     kid BLOB PRIMARY KEY,
     epoch BLOB NOT NULL,
     seen INTEGER NOT NULL
-) STRICT, WITHOUT ROWID;
+) STRICT;
 
 CREATE TABLE peers (
     kid BLOB PRIMARY KEY,
