@@ -33,7 +33,15 @@ class Wrong(Exception):
 
 
 class Reported(Exception):
-    """A part was wrong and is reported already; the whole has no value."""
+    """A part was wrong and is reported already; the whole has no value.
+
+    ``partial`` is the whole with ``None`` for each part that was wrong, or ``None``: enough
+    to judge the rest by.
+    """
+
+    def __init__(self, partial: Any = None) -> None:
+        super().__init__()
+        self.partial = partial
 
 
 @dataclass(slots=True)
@@ -226,9 +234,16 @@ class Scalar(Type):
 class Table(Type):
     """A table whose keys are the settings of a dataclass.
 
-    The dataclass may have ``check(self, where)``, which reports what is wrong between
-    its settings, and ``normalise(value)``, a static method that turns a shorthand (say,
-    a bare string) into the table it stands for.
+    The dataclass may have these, all optional:
+
+    ``normalise(value)``, static: turns a shorthand (say, a bare string) into the table that
+    it stands for.
+
+    ``parts(made, where)``, static: judges what was parsed, by attribute, even if other parts
+    of the table are wrong (these are ``None`` or have ``None`` within). It may put further
+    attributes into ``made``.
+
+    ``check(self, where)``: judges the whole, which exists only where every part is right.
     """
 
     nested = True
@@ -264,6 +279,8 @@ class Table(Type):
             for key, item in extra.items():
                 kind = "table" if isinstance(item, Mapping) else "key"
                 (where / key).wrong(f"unknown {kind}", did_you_mean(key, known))
+        if (parts := getattr(self.cls, "parts", None)) is not None:
+            parts(made, where)
         if len(where.report.problems) > before:
             raise Reported
         whole = self.cls(**made)
@@ -287,8 +304,8 @@ class Table(Type):
             return declared.type.parse(given, here)
         except Wrong as wrong:
             here.wrong(wrong.message, wrong.suggestion)
-        except Reported:
-            pass
+        except Reported as reported:
+            return reported.partial
         return None
 
     def _misspelt(self, key: str, value: Mapping[str, Any]) -> bool:
@@ -321,7 +338,7 @@ class Tables(Type):
             raise self.mismatch(value)
         if not self.least <= len(value) <= self.most:
             raise Wrong(f"needs {self.least} to {self.most} of these, there are {len(value)}")
-        return _each(self.table, enumerate(value), where, tuple)
+        return _items(self.table, value, where)
 
 
 class ListOf(Type):
@@ -342,7 +359,7 @@ class ListOf(Type):
             raise self.mismatch(value)
         if not self.least <= len(value) <= self.most:
             raise Wrong(f"needs {self.least} to {self.most} values, there are {len(value)}")
-        return _each(self.item, enumerate(value), where, tuple)
+        return _items(self.item, value, where)
 
 
 class MapOf(Type):
@@ -371,27 +388,42 @@ class MapOf(Type):
                     self.key.parse(key, where / key)
                 except Wrong as wrong:
                     (where / key).wrong(f"the name of this key {wrong.message}", wrong.suggestion)
-        return _each(self.item, value.items(), where, lambda items: MappingProxyType(dict(items)))
+        try:
+            return MappingProxyType(dict(_each(self.item, value.items(), where)))
+        except Reported as reported:
+            raise Reported(MappingProxyType(dict(reported.partial))) from None
 
 
-def _each(item: Type, values: Any, where: Where, build: Any) -> Any:
-    """Parse each value, report each that is wrong, build the whole if none was."""
+def _each(item: Type, values: Any, where: Where) -> list[tuple[Any, Any]]:
+    """Parse each value and report each that is wrong.
+
+    :returns: key and value of each, in order.
+    :raises Reported: one was wrong; ``partial`` is the list with ``None`` for its value.
+    """
     made: list[tuple[str | int, Any]] = []
     failed = False
-    keyed = False
     for key, value in values:
-        keyed = isinstance(key, str)
         here = where / key
+        parsed = None
         try:
-            made.append((key, item.parse(value, here)))
+            parsed = item.parse(value, here)
         except Wrong as wrong:
             here.wrong(wrong.message, wrong.suggestion)
             failed = True
-        except Reported:
+        except Reported as reported:
+            parsed = reported.partial
             failed = True
+        made.append((key, parsed))
     if failed:
-        raise Reported
-    return build(made if keyed or build is not tuple else [value for _, value in made])
+        raise Reported(made)
+    return made
+
+
+def _items(item: Type, values: Sequence[Any], where: Where) -> tuple[Any, ...]:
+    try:
+        return tuple(value for _, value in _each(item, enumerate(values), where))
+    except Reported as reported:
+        raise Reported(tuple(value for _, value in reported.partial)) from None
 
 
 def dotted(path: KeyPath) -> str:

@@ -68,8 +68,10 @@ def _table(
         yield from _prose(inspect.getdoc(cls) or "")
     yield ("" if live else "#") + header
     declared = settings_of(cls)
-    for _, key, each in declared:
+    for number, (_, key, each) in enumerate(declared):
         if not each.type.nested:
+            if number and explain:
+                yield ""
             yield from _line(key, each, given, live=live, explain=explain)
     known = {key for _, key, _ in declared}
     for key, value in given.items():

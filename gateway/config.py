@@ -1,0 +1,199 @@
+"""A gateway's configuration: one TOML file, and a ``.d`` folder beside it.
+
+Declared with :mod:`qis_edge.schema`, like a node's. :func:`load_gateway` gives a
+:class:`GatewayConfig`, or one :class:`~qis_edge.core.errors.ConfigError` with everything
+that is wrong.
+"""
+
+# ruff: noqa: RUF009 - the calls in these dataclasses make fields
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from qis_edge.config import (
+    ClockConfig,
+    LinksConfig,
+    LogConfig,
+    default_path,
+    state_setting,
+)
+from qis_edge.schema import (
+    NAME,
+    Choice,
+    Duration,
+    Flag,
+    Listen,
+    ListOf,
+    Size,
+    Table,
+    Text,
+    Where,
+    Wrong,
+    did_you_mean,
+    load,
+    setting,
+    whole,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gateway:
+    """This gateway."""
+
+    name: str = setting(NAME, doc="What people call this gateway.", example="base-1")
+    state: Path = state_setting("gateway")
+    custody: str = setting(
+        Choice("spool", "routed"),
+        "spool",
+        "What a receipt means: the packet is durable in this gateway's ``spool``, or it is "
+        "``routed``, in every routing engine.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerConfig:
+    """The embedded broker, for small sites and first steps.
+
+    It speaks MQTT 3.1.1, forgets its sessions when it ends and knows no access control:
+    larger sites run Mosquitto, and say where under ``[links.mqtt]``.
+    """
+
+    embedded: bool = setting(Flag(), True, "Whether to run it.")
+    listen: tuple[str, int] = setting(
+        Listen(),
+        "127.0.0.1:1883",
+        "Where it listens. ``0.0.0.0:1883`` lets the nodes of the network in.",
+    )
+
+    @property
+    def url(self) -> str:
+        """Where this gateway reaches it."""
+        host, port = self.listen
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared only
+        return f"mqtt://[{host}]:{port}" if ":" in host else f"mqtt://{host}:{port}"
+
+
+class EngineUrl(Text):
+    """The URL of a routing engine. Messages never repeat it: it may name a login."""
+
+    def __init__(self) -> None:
+        super().__init__(what="the URL of a routing engine, such as sqlite:routing.db", most=500)
+
+    def parse(self, value: object, where: Where) -> str:
+        """See :class:`qis_edge.schema.Type`."""
+        text = str(super().parse(value, where))
+        scheme, colon, _ = text.partition(":")
+        if not colon:
+            raise Wrong("is not a URL: it has no scheme", "such as sqlite:routing.db")
+        if where.full:
+            known = engine_names()
+            if scheme not in known:
+                raise Wrong("is of an unknown engine", did_you_mean(scheme, known))
+        return text
+
+
+def engine_names() -> list[str]:
+    """The schemes of the installed routing engines, sorted."""
+    from importlib.metadata import entry_points  # slow to import; few verbs need it
+
+    return sorted({point.name for point in entry_points(group="qis_edge.routing")})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingConfig:
+    """Where packets live by fingerprint."""
+
+    engines: tuple[str, ...] = setting(
+        ListOf(EngineUrl(), least=1, most=16),
+        ["sqlite:routing.db"],
+        "The engines. Each gets every packet, at its own pace. The first answers queries. "
+        "Relative paths are relative to the state folder.",
+    )
+
+    def check(self, where: Where) -> None:
+        """What does not go together."""
+        for index, url in enumerate(self.engines):
+            if url in self.engines[:index]:
+                (where / "engines" / index).wrong("is there twice")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DownlinkConfig:
+    """What nodes get of their peers."""
+
+    limit: int = setting(
+        whole(1, 10_000), 50, "The most packets that one request brings; the newest."
+    )
+    per_minute: int = setting(
+        whole(1, 1_000_000), 600, "The most packets that one node gets in a minute."
+    )
+    bits: int = setting(
+        whole(0, 256),
+        64,
+        "The fewest leading bits of an address that a request must name; fewer would ask for "
+        "more than a domain.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpoolConfig:
+    """The log of what came in."""
+
+    retention: int = setting(
+        Duration("1h", "3650d", whole=True),
+        "30d",
+        "For how long packets are kept after every engine has them.",
+    )
+    budget: int = setting(
+        Size("16 MB", "100 TB"),
+        "1 GB",
+        "The most that the log takes on disk. Packets that an engine still lacks are never "
+        "dropped: when they alone fill it, nodes are told to wait.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayConfig:
+    """Configuration of a QIS Edge gateway.
+
+    Paths are relative to this file. Files in a folder config.toml.d beside it are read
+    after it, in the order of their names. ``qis-gateway check`` says what is wrong with it.
+    """
+
+    gateway: Gateway = setting(Table(Gateway), doc="This gateway.")
+    broker: BrokerConfig = setting(Table(BrokerConfig), {}, "The broker.")
+    links: LinksConfig = setting(Table(LinksConfig), {}, "The links.")
+    routing: RoutingConfig = setting(Table(RoutingConfig), {}, "The routing layer.")
+    downlink: DownlinkConfig = setting(Table(DownlinkConfig), {}, "The downlink.")
+    spool: SpoolConfig = setting(Table(SpoolConfig), {}, "The spool.")
+    clock: ClockConfig = setting(Table(ClockConfig), {}, "The clock.")
+    log: LogConfig = setting(Table(LogConfig), {}, "The log.")
+    #: The file that it was read from.
+    path: Path = dataclasses.field(default=Path("config.toml"), compare=False)
+
+    @property
+    def broker_url(self) -> str | None:
+        """The embedded broker's URL, for a link whose configuration has none."""
+        return self.broker.url if self.broker.embedded else None
+
+    def check(self, where: Where) -> None:
+        """What does not go together."""
+        mqtt = self.links.mqtt
+        if not self.broker.embedded and (mqtt is None or mqtt.url is None):
+            (where / "links" / "mqtt" / "url").wrong(
+                "is missing: without the embedded broker it must say where the broker is"
+            )
+
+
+def load_gateway(path: Path | None = None, *, full: bool = True) -> GatewayConfig:
+    """Read a gateway's configuration.
+
+    :param path: the default place, if ``None`` (:func:`qis_edge.config.default_path`).
+    :param full: judge also what lies outside the file.
+    :raises ConfigError: with all that is wrong.
+    """
+    path = path if path is not None else default_path("gateway")
+    made, document = load(GatewayConfig, path, full=full, hint="qis-gateway init makes one")
+    return dataclasses.replace(made, path=document.path.absolute())

@@ -1,0 +1,517 @@
+"""A node's configuration: one TOML file, and a ``.d`` folder beside it.
+
+Declared with :mod:`qis_edge.schema`; ``docs/configuration.md`` is made from these
+declarations. :func:`load_node` gives a :class:`NodeConfig`, or one
+:class:`~qis_edge.core.errors.ConfigError` with everything that is wrong.
+"""
+
+# ruff: noqa: RUF009 - the calls in these dataclasses make fields
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from qis_edge.clock import Clock, SimulatedClock, SystemClock
+from qis_edge.core.errors import SensorError, UsageError
+from qis_edge.core.template import Statistic
+from qis_edge.drivers import driver_names, load_driver
+from qis_edge.links.mqtt_settings import PROTOCOLS, MqttSettings
+from qis_edge.schema import (
+    NAME,
+    WORD,
+    Choice,
+    Duration,
+    File,
+    Flag,
+    Hook,
+    MapOf,
+    Moment,
+    Number,
+    Reported,
+    Size,
+    Table,
+    Tables,
+    Text,
+    Url,
+    Where,
+    did_you_mean,
+    leftover,
+    load,
+    quoted,
+    setting,
+    settings_of,
+    whole,
+)
+from qis_edge.situate import FieldSource, SituationConfig, VectorSource
+
+#: What becomes of a window's readings of one result.
+STATISTICS = tuple(statistic.value for statistic in Statistic)
+LEVELS = ("debug", "info", "warning", "error")
+BROKER = Url("mqtt", "mqtts", what="a URL like mqtt://localhost or mqtts://broker.example:8883")
+
+
+def is_root() -> bool:
+    """Whether this process may use the machine's own folders."""
+    return os.geteuid() == 0
+
+
+def default_path(role: str) -> Path:
+    """Where ``qis-edge`` and ``qis-gateway`` look for their configuration.
+
+    :param role: ``edge`` or ``gateway``. ``QIS_EDGE_CONFIG`` and ``QIS_GATEWAY_CONFIG``
+        have precedence; then ``/etc`` for root and ``~/.config`` for others.
+    """
+    if given := os.environ.get(f"QIS_{role.upper()}_CONFIG"):
+        return Path(given).expanduser()
+    base = Path("/etc") if is_root() else Path.home() / ".config"
+    return base / f"qis-{role}" / "config.toml"
+
+
+def default_state(role: str) -> str:
+    """Where state is kept unless the configuration says otherwise."""
+    return f"/var/lib/qis-{role}" if is_root() else f"~/.local/state/qis-{role}"
+
+
+def state_setting(role: str) -> Any:
+    """The declaration of a state folder; both roles have one."""
+    return setting(
+        File(what="a folder"),
+        default_state(role),
+        "The folder of keys, queues and the control socket. Made by ``init``; only its owner "
+        "may read it.",
+        example="state",
+        shown=f"`/var/lib/qis-{role}` for root, `~/.local/state/qis-{role}` for others",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """This node."""
+
+    name: str = setting(
+        NAME, doc="What people call this node. It stands in its enrolment.", example="field-1"
+    )
+    state: Path = state_setting("edge")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Simulate:
+    """A clock that several processes share and that can run faster than time.
+
+    For demos and rehearsals; everything else uses the machine's clock.
+    """
+
+    epoch: float = setting(
+        Moment(), doc="The date that the clock shows at its anchor.", example="2013-06-01T00:00:00Z"
+    )
+    anchor: float = setting(
+        Moment(),
+        doc="The real date at which it shows the epoch; unix seconds will do.",
+        example="2026-11-21T12:00:00Z",
+    )
+    rate: float = setting(
+        Number(0.001, 1_000_000), 1, "How many of its seconds pass in a real one.", example=3600
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClockConfig:
+    """The time that everything here goes by."""
+
+    simulate: Simulate | None = setting(Table(Simulate), None, "A simulated clock.")
+
+    def make(self) -> Clock:
+        """The clock."""
+        if (made := self.simulate) is not None:
+            return SimulatedClock(made.epoch, made.anchor, made.rate)
+        return SystemClock()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Channel:
+    """What a channel of a sensor becomes."""
+
+    result: str = setting(WORD, doc="The result that it feeds.", example="temperature")
+    statistic: str | None = setting(
+        Choice(*STATISTICS),
+        None,
+        "How the readings of a window become one value (``mode`` is for words). What the "
+        "template says of the result, unless given; the mean where it says nothing.",
+        example="maximum",
+    )
+
+    @staticmethod
+    def normalise(value: object) -> object:
+        """A bare word is the result, with the default statistic."""
+        return {"result": value} if isinstance(value, str) else value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SensorConfig:
+    """A sensor. Write one such table for each.
+
+    Whatever else the table says are settings of the driver (``docs/configuration.md`` lists
+    those of the drivers that come along).
+    """
+
+    driver: str = setting(
+        Text(r"[A-Za-z0-9_.:-]+", what="the name of a driver", most=200),
+        doc="The driver: the name of an installed one, or ``module:factory`` for your own.",
+        example="system",
+    )
+    name: str | None = setting(
+        NAME, None, "What people call this sensor; the driver's name unless given.", example="roof"
+    )
+    interval: float = setting(
+        Duration("10ms", "31d"), "1min", "How often it is read.", example="1min"
+    )
+    channels: Mapping[str, Channel] = setting(
+        MapOf(Table(Channel, what="a result's name or a table"), least=1),
+        doc="Which channel of the sensor feeds which result, and how: "
+        '``temperature = "air_temperature"`` takes the mean of a window, '
+        '``gust = { result = "wind", statistic = "maximum" }`` another statistic.',
+        example={"load": "load"},
+    )
+    settings: Mapping[str, Any] = leftover()
+
+    @staticmethod
+    def parts(made: dict[str, Any], where: Where) -> None:
+        """The driver's own judgement of its settings and channels."""
+        name: str | None = made["driver"]
+        if not where.full or name is None:
+            return
+        try:
+            factory = load_driver(name)
+        except SensorError as error:
+            names = driver_names()
+            suggestion = None if name in names or ":" in name else did_you_mean(name, names)
+            (where / "driver").wrong(str(error), error.hint or suggestion)
+            return
+        settings = made["settings"]
+        if (declared := getattr(factory, "settings", None)) is not None:
+            try:
+                parsed = Table(declared).parse(settings, where)
+            except Reported:
+                return
+            settings = made["settings"] = _with_paths(settings, parsed)
+        try:
+            known = list(factory(settings).channels)
+        except SensorError as error:
+            where.wrong(str(error), error.hint)
+            return
+        for channel in made["channels"] or ():
+            if channel not in known:
+                at = where / "channels" / channel
+                at.wrong("the driver gives no such channel", did_you_mean(channel, known))
+
+
+def _with_paths(settings: Mapping[str, Any], parsed: object) -> Mapping[str, Any]:
+    """A driver's settings with the paths among them made absolute."""
+    absolute = {
+        key: str(path)
+        for attribute, key, _ in settings_of(type(parsed))
+        if isinstance(path := getattr(parsed, attribute), Path) and key in settings
+    }
+    return MappingProxyType({**settings, **absolute})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistilConfig:
+    """How the readings of a window become one outcome."""
+
+    window: int = setting(
+        Duration("1s", "31d", whole=True), "1h", "Length of a window. Windows are aligned to UTC."
+    )
+    expected: int | None = setting(
+        whole(1, 2**32 - 1),
+        None,
+        "Readings that a full window has; with fewer, an outcome is ``partial`` and its "
+        "confidence is lower. The window divided by the sensors' interval, unless given.",
+        example=60,
+    )
+    function: str | None = setting(
+        Hook(),
+        None,
+        "Your own way from readings to an outcome, in the place of ours.",
+        example="my_station:distil",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutboxConfig:
+    """The queue on disk. Nothing leaves it before a gateway has said that it holds it."""
+
+    budget: int = setting(
+        Size("1 MB", "1 TB"),
+        "64 MB",
+        "The most that the queue takes on disk. When it is full, what gateways hold is dropped "
+        "first, then what has expired, then the least important and oldest; all of it counted.",
+    )
+    ttl: int = setting(
+        Duration("1h", "3650d", whole=True),
+        "7d",
+        "For how long an outcome is of interest to others. Age never keeps it from a gateway.",
+    )
+
+    def check(self, where: Where) -> None:
+        """The wire counts ttl in hours."""
+        if self.ttl % 3600:
+            (where / "ttl").wrong("must be in whole hours")
+
+    @property
+    def ttl_hours(self) -> int:
+        """The ttl as packets carry it."""
+        return self.ttl // 3600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MqttConfig:
+    """A broker. ``mqtts://`` encrypts and verifies the broker's certificate."""
+
+    url: str | None = setting(
+        BROKER,
+        None,
+        "Where the broker is. The fleet file's broker, unless given.",
+        example="mqtt://localhost:1883",
+    )
+    username: str | None = setting(
+        Text(), None, "User name, for brokers that ask for one.", example="field-1"
+    )
+    password_file: Path | None = setting(
+        File(exists=True),
+        None,
+        "A file whose first line is the password. Only its owner may read it.",
+        example="mqtt.password",
+    )
+    ca: Path | None = setting(
+        File(exists=True),
+        None,
+        "The authorities to believe, as PEM; the system's unless given.",
+        example="ca.pem",
+    )
+    cert: Path | None = setting(
+        File(exists=True),
+        None,
+        "Our certificate, as PEM, for brokers that ask for one.",
+        example="node.pem",
+    )
+    key: Path | None = setting(
+        File(exists=True), None, "The key of our certificate, as PEM.", example="node-key.pem"
+    )
+    server_name: str | None = setting(
+        Text(),
+        None,
+        "The name in the broker's certificate, if it is not the one in the URL.",
+        example="broker.example",
+    )
+    insecure: bool = setting(
+        Flag(), False, "Let a password travel unencrypted to another machine. Better not."
+    )
+    protocol: str = setting(
+        Choice(*PROTOCOLS), "auto", "Version of MQTT; ``auto`` tries 5 first, then 3.1.1."
+    )
+    keepalive: int = setting(
+        Duration("1s", "18h", whole=True),
+        "30s",
+        "Silence after which the broker is asked whether it lives.",
+    )
+
+    def settings(self, fallback: str | None = None) -> MqttSettings:
+        """What the link takes.
+
+        :param fallback: the URL to use where the configuration has none.
+        :raises UsageError: there is no URL, or values do not go together; the field is
+            the key in the configuration.
+        """
+        url = self.url or fallback
+        if url is None:
+            raise UsageError(
+                "is missing, and the fleet file names no broker",
+                field="url",
+                hint='set url = "mqtt://…" under [links.mqtt]',
+            )
+        given = {
+            "user": self.username,
+            "password_file": self.password_file,
+            "ca": self.ca,
+            "cert": self.cert,
+            "key": self.key,
+            "server_name": self.server_name,
+        }
+        given = {name: value for name, value in given.items() if value is not None}
+        return MqttSettings.from_url(
+            url,
+            insecure=self.insecure,
+            protocol=self.protocol,
+            keepalive=self.keepalive,
+            **given,
+        )
+
+    def check(self, where: Where) -> None:
+        """What does not go together."""
+        if self.url is None:
+            return
+        try:
+            self.settings()
+        except UsageError as error:
+            key = {"user": "username", "host": "url", "port": "url", "tls": "url"}.get(
+                error.field, error.field
+            )
+            message = str(error).removeprefix(f"{error.field}: ")
+            (where / key).wrong(message, error.hint)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinksConfig:
+    """The ways to the gateway. A link is used if its table is there."""
+
+    mqtt: MqttConfig | None = setting(Table(MqttConfig), None, "Over an MQTT broker.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CustodyConfig:
+    """When a packet counts as delivered, and how many are under way at once."""
+
+    copies: int = setting(
+        whole(1, 8), 1, "Gateways that must hold a packet before it counts as delivered."
+    )
+    window: int = setting(
+        whole(1, 1024), 32, "Packets that may be under way without a receipt, for each gateway."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeersConfig:
+    """What is asked for from others."""
+
+    bits: int = setting(
+        whole(64, 256),
+        256,
+        "How many leading bits of our address others must share. 256 is our situation exactly; "
+        "fewer take in situations that differ in the template's last fields.",
+    )
+    keep: int = setting(
+        Size("1 MB", "1 TB"),
+        "16 MB",
+        "The most that peers' packets take on disk.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SynthesisConfig:
+    """A better estimate from what peers saw."""
+
+    enabled: bool = setting(Flag(), True, "Whether to make estimates.")
+    wait: int = setting(
+        Duration("0s", "31d", whole=True),
+        "5min",
+        "How long after the end of a window peers' packets are waited for.",
+    )
+    hook: str | None = setting(
+        Hook(), None, "What gets each estimate: a Python callable.", example="my_station:act"
+    )
+    emit: bool = setting(
+        Flag(), False, "Whether each estimate becomes an outcome of its own, and is sent."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogConfig:
+    """What is logged, to standard error."""
+
+    level: str = setting(Choice(*LEVELS), "info", "The least that is logged.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeConfig:
+    """Configuration of a QIS Edge node.
+
+    Paths are relative to this file. Files in a folder config.toml.d beside it are read
+    after it, in the order of their names. ``qis-edge check`` says what is wrong with it.
+    """
+
+    node: Node = setting(Table(Node), doc="This node.")
+    situation: SituationConfig = setting(Table(SituationConfig), doc="The situation.")
+    sensors: tuple[SensorConfig, ...] = setting(
+        Tables(SensorConfig, least=1), doc="The sensors.", name="sensor"
+    )
+    distil: DistilConfig = setting(Table(DistilConfig), {}, "Distilling.")
+    links: LinksConfig = setting(Table(LinksConfig), {}, "The links.")
+    outbox: OutboxConfig = setting(Table(OutboxConfig), {}, "The outbox.")
+    custody: CustodyConfig = setting(Table(CustodyConfig), {}, "Custody.")
+    peers: PeersConfig = setting(Table(PeersConfig), {}, "Peers.")
+    synthesis: SynthesisConfig = setting(Table(SynthesisConfig), {}, "Synthesis.")
+    clock: ClockConfig = setting(Table(ClockConfig), {}, "The clock.")
+    log: LogConfig = setting(Table(LogConfig), {}, "The log.")
+    #: The file that it was read from.
+    path: Path = dataclasses.field(default=Path("config.toml"), compare=False)
+
+    @property
+    def expected(self) -> int:
+        """Readings that a full window has."""
+        if self.distil.expected is not None:
+            return self.distil.expected
+        shortest = min(sensor.interval for sensor in self.sensors)
+        return max(1, round(self.distil.window / shortest))
+
+    @property
+    def results(self) -> dict[str, str | None]:
+        """Each result with its statistic, where one is given, in the order of the file."""
+        return {
+            channel.result: channel.statistic
+            for sensor in self.sensors
+            for channel in sensor.channels.values()
+        }
+
+    @staticmethod
+    def parts(made: dict[str, Any], where: Where) -> None:
+        """What does not go together."""
+        sensors: list[SensorConfig | None] = list(made["sensors"] or [None])
+        distil: DistilConfig | None = made["distil"]
+        results: dict[str, str | None] = {}
+        for index, sensor in enumerate(sensors):
+            if sensor is None:
+                continue
+            at = where / "sensor" / index
+            if distil is not None and sensor.interval > distil.window:
+                (at / "interval").wrong("is longer than distil.window")
+            for name, channel in sensor.channels.items():
+                if results.setdefault(channel.result, channel.statistic) != channel.statistic:
+                    (at / "channels" / name).wrong(
+                        f"{channel.result} has another statistic here than above"
+                    )
+        situation: SituationConfig | None = made["situation"]
+        if situation is not None and None not in sensors:
+            here = where / "situation"
+            _check_sources(situation.fields, list(results), here / "fields")
+            _check_sources(situation.vector, list(results), here / "vector")
+
+
+def _check_sources(
+    sources: Mapping[str, FieldSource] | Mapping[str, VectorSource],
+    results: list[str],
+    where: Where,
+) -> None:
+    for name, source in sources.items():
+        if source.result is not None and source.result not in results:
+            (where / name).wrong(
+                f"no sensor feeds a result {quoted(source.result)}",
+                did_you_mean(source.result, results),
+            )
+
+
+def load_node(path: Path | None = None, *, full: bool = True) -> NodeConfig:
+    """Read a node's configuration.
+
+    :param path: the default place, if ``None`` (:func:`default_path`).
+    :param full: load drivers and the domain template too, and judge what is said to them.
+    :raises ConfigError: with all that is wrong.
+    """
+    path = path if path is not None else default_path("edge")
+    made, document = load(NodeConfig, path, full=full, hint="qis-edge init --fleet FILE makes one")
+    return dataclasses.replace(made, path=document.path.absolute())
