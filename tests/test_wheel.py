@@ -1,0 +1,156 @@
+"""The built wheel in an empty environment, and the golden vectors on each cbor2 that we allow."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import venv
+import zipfile
+from email.parser import Parser
+from importlib.metadata import Distribution
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+ENTRY_POINTS = """
+import tomllib
+from importlib.metadata import entry_points
+for name in ("weather", "air_quality", "soil_moisture"):
+    (template,) = entry_points(group="qis_edge.domains", name=name)
+    assert tomllib.loads(template.load()())["name"] == name
+for group in ("qis_edge.sensors", "qis_edge.routing"):
+    assert [point.load() for point in entry_points(group=group)]
+"""
+
+PUBLIC_WAY_IN = """
+import gateway, qis_edge
+from qis_edge import Domain, Identity, Kind, Outcome, pack, unpack
+me = Identity.generate()
+outcome = Outcome(1_700_000_000, Kind.RESOLVED, 0.9, 60, {"t": 21.5})
+packet = pack([outcome], identity=me, fingerprint=bytes(32), store=bytes(4), sequence=0)
+assert list(unpack(packet.raw, me.public).outcomes) == [outcome]
+print(qis_edge.__file__, gateway.__file__)
+"""
+
+
+def run(*command: str | Path, cwd: Path, **environment: str) -> str:
+    """What the command printed; the test fails with all of it when the command did."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    done = subprocess.run(
+        command, cwd=cwd, env=clean | environment, capture_output=True, text=True, check=False
+    )
+    printed = done.stdout + done.stderr
+    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{printed}"
+    return printed
+
+
+def pip(*arguments: str | Path, cwd: Path) -> None:
+    """Run pip; without an index and a cache there is nothing to test with, and it says so."""
+    try:
+        run(sys.executable, "-m", "pip", *arguments, cwd=cwd, PIP_USER="0")
+    except AssertionError as failure:
+        pytest.fail(f"pip found no package index, and not all in its cache.\n{failure}")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    run(
+        *(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT),
+        cwd=folder,
+    )
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def files(wheel: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+@pytest.fixture(scope="module")
+def node(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the commands of an environment with the wheel and no extras."""
+    folder = tmp_path_factory.mktemp("a node")
+    venv.create(folder / "venv")
+    commands = folder / "venv" / "bin"
+    pip("--python", commands / "python", "install", "-q", wheel, cwd=folder)
+    return commands
+
+
+def test_it_has_our_packages_and_nothing_else(files: dict[str, bytes]) -> None:
+    tops = {name.partition("/")[0] for name in files}
+    assert tops == {"qis_edge", "gateway", "devices", f"qis_edge-{PROJECT['version']}.dist-info"}
+    kinds = {Path(name).suffix for name in files if ".dist-info/" not in name}
+    assert kinds <= {".py", ".typed", ".toml", ".csv", ".gz", ".sql", ".conf"}
+    assert not [name for name in files if "test" in Path(name).parts]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "qis_edge/py.typed",
+        "gateway/py.typed",
+        "devices/py.typed",
+        "devices/domains/weather.toml",
+        "devices/domains/air_quality.toml",
+        "devices/domains/soil_moisture.toml",
+        "gateway/testing.py",
+        "qis_edge/testing/links.py",
+    ],
+)
+def test_what_others_need_ships(files: dict[str, bytes], name: str) -> None:
+    assert name in files
+
+
+def test_the_licence_is_stated_and_included(files: dict[str, bytes]) -> None:
+    info = f"qis_edge-{PROJECT['version']}.dist-info"
+    metadata = Parser().parsestr(files[f"{info}/METADATA"].decode())
+    assert metadata["License-Expression"] == "GPL-3.0-or-later"
+    assert b"GNU GENERAL PUBLIC LICENSE" in files[f"{info}/licenses/LICENSE"]
+
+
+def test_the_environment_has_only_what_a_node_needs(node: Path) -> None:
+    (packages,) = node.parent.glob("lib/python*/site-packages")
+    found = {folder.name.partition("-")[0].lower() for folder in packages.glob("*.dist-info")}
+    assert found == {"qis_edge", "cbor2", "paho_mqtt", "pynacl", "cffi", "pycparser", "pyserial"}
+
+
+@pytest.mark.parametrize("command", ["qis-edge", "qis-gateway"])
+def test_the_commands_answer(node: Path, tmp_path: Path, command: str) -> None:
+    assert PROJECT["version"] in run(node / command, "--version", cwd=tmp_path)
+    assert "run" in run(node / command, "--help", cwd=tmp_path)
+
+
+def test_the_public_way_in_works_outside_the_checkout(node: Path, tmp_path: Path) -> None:
+    printed = run(node / "python", "-I", "-c", PUBLIC_WAY_IN, cwd=tmp_path)
+    assert str(ROOT) not in printed
+
+
+def test_templates_drivers_and_engines_are_found(node: Path, tmp_path: Path) -> None:
+    run(node / "python", "-I", "-c", ENTRY_POINTS, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("end", ["oldest", "newest"])
+def test_the_golden_vectors_on_each_cbor2(tmp_path: Path, end: str) -> None:
+    (requirement,) = [line for line in PROJECT["dependencies"] if line.startswith("cbor2")]
+    lowest = re.fullmatch(r"cbor2>=([\d.]+),<\d+", requirement)
+    assert lowest is not None
+    wanted = f"cbor2=={lowest[1]}" if end == "oldest" else requirement
+    pip("install", "-q", "--no-deps", "--target", tmp_path, wanted, cwd=tmp_path)
+    (info,) = tmp_path.glob("cbor2-*.dist-info")
+    version = Distribution.at(info).version
+    assert end == "newest" or version.startswith(lowest[1])
+
+    used = "import cbor2; print(cbor2.__file__)"
+    assert str(tmp_path) in run(sys.executable, "-c", used, cwd=ROOT, PYTHONPATH=str(tmp_path))
+    pytest_ = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+    tests = ("tests/test_vectors.py", "tests/core/test_cbor.py")
+    print(run(*pytest_, *tests, cwd=ROOT, PYTHONPATH=str(tmp_path)))
