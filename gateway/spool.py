@@ -237,6 +237,10 @@ class Spool:
             raise
         self._origins: dict[bytes, int] = {}
         self._engines: frozenset[str] = frozenset()
+        #: 4 random bytes, drawn when the spool was born or renewed.
+        self.epoch = bytes(self._fact("epoch"))
+        #: Unix seconds: what nodes that knew another epoch are to send again from.
+        self.since = int(self._fact("since"))
         if not read_only:
             self.activate(engines)
 
@@ -248,16 +252,6 @@ class Spool:
 
     # --- the epoch ---------------------------------------------------------------------
 
-    @property
-    def epoch(self) -> bytes:
-        """4 random bytes, drawn when the spool was born or renewed."""
-        return bytes(self._fact("epoch"))
-
-    @property
-    def since(self) -> int:
-        """Unix seconds: what nodes are to send again if they knew another epoch."""
-        return int(self._fact("since"))
-
     def renew_epoch(self, since: int) -> bytes:
         """For an operator who put back an old copy of the spool: draw a new epoch, so that
         the nodes send again what began at or after ``since``."""
@@ -265,6 +259,7 @@ class Spool:
         with self._db.transaction():
             self._set("epoch", epoch)
             self._set("since", since)
+        self.epoch, self.since = epoch, since
         return epoch
 
     # --- admission ---------------------------------------------------------------------
