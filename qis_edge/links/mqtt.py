@@ -104,7 +104,7 @@ class _Token:
 
 
 class _OldProtocolError(LinkError):
-    """The broker does not speak MQTT 5. ``sure`` if it said so, and did not just hang up."""
+    """The broker seems not to speak MQTT 5. ``sure`` if it said so itself."""
 
     def __init__(self, message: str, *, sure: bool) -> None:
         super().__init__(message)
@@ -141,6 +141,7 @@ class MqttLink:
         self._topic_size = len(self.topics.up(kid) if role is Role.NODE else self.topics.down(kid))
         self._protocol = _V311 if settings.protocol == "3.1.1" else _V5
         self._protocol_settled = settings.protocol != "auto"
+        self._stepped_down = False
         self._listening: frozenset[str] = frozenset()
         self._queue: deque[Received] = deque()
         self._arrived = Wake()
@@ -314,6 +315,9 @@ class MqttLink:
         if self._closed:
             raise LinkError("closed")
         self._live = connection
+        if self._protocol == _V311 and not self._protocol_settled:
+            self._protocol_settled = self._stepped_down
+            self._stepped_down = True
         self.stats.connects += 1
         self.stats.last_error = None
         version, number = ("5", 5.0) if self._protocol == _V5 else ("3.1.1", 3.1)
@@ -328,7 +332,7 @@ class MqttLink:
 
     def _step_down(self, error: _OldProtocolError) -> bool:
         """Whether to try 3.1.1 now. Where the broker said that it does not know MQTT 5 that
-        is for good; where it only hung up, for one connection."""
+        is for good; where it only hung up or kept silent, when it has happened twice."""
         if self._protocol == _V311 or self._protocol_settled:
             return False
         self._protocol = _V311
@@ -616,7 +620,10 @@ class _Connection:
             return answer.result()
         if self._ended.done():
             raise self._ended.result()
-        raise LinkError(f"the broker has not answered our {packet} for {seconds:.0f} s")
+        text = f"the broker has not answered our {packet} for {seconds:.0f} s"
+        if self._protocol == _V5 and not self._accepted.done():
+            raise _OldProtocolError(text, sure=False)  # some wait for the rest of a packet
+        raise LinkError(text)
 
     def _end(self, error: LinkError) -> None:
         """It is over, for this reason; the first one counts."""
