@@ -1,0 +1,1 @@
+"""Sensor drivers that come along."""

@@ -195,6 +195,14 @@ def loads(cls: type[T], text: str, path: Path, *, full: bool = True) -> T:
     return parse(cls, parse_document(text, path), full=full)
 
 
+def from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
+    """The dataclass of values that come from no file; relative paths are the process's.
+
+    :raises ConfigError: with all that is wrong.
+    """
+    return parse(cls, Document(Path("settings"), dict(values)), full=False)
+
+
 def parse(cls: type[T], document: Document, *, full: bool = True) -> T:
     """The dataclass of a document.
 
