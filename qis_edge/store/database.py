@@ -157,6 +157,8 @@ class Database:
             self.execute("PRAGMA query_only=ON")
             return
         if self.value("PRAGMA page_count") == 0:
+            # Rows are small and commits are many: each writes every page that it touched.
+            self.execute("PRAGMA page_size=2048")
             self.execute(f"PRAGMA application_id={self.schema.application_id}")
         if self.path is not None:
             mode = self.value("PRAGMA journal_mode=WAL")
@@ -166,6 +168,7 @@ class Database:
                     hint="keep the state directory on a local disk",
                 )
         self.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+        self.execute("PRAGMA wal_autocheckpoint=2000")  # pages: 4 MiB
         self.execute("PRAGMA journal_size_limit=8388608")
 
     def _log_size(self) -> int:

@@ -143,6 +143,8 @@ def resend(tables: Tables, copies: int, bits: int, since: int) -> int:
                 if rest.bit_count() < copies:
                     reopened += row.rank < 0
                     tables.reopen(row, rest)
+                else:  # or this gateway would still count when the next one is lost
+                    tables.hold(row, rest, done=row.rank < 0)
     return reopened
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import NamedTuple
 
 from qis_edge.core.cose import open_sign1
@@ -64,6 +65,8 @@ class State:
 
 
 STATE_COLUMNS = tuple(column.name for column in fields(State))
+_values = attrgetter(*STATE_COLUMNS)
+
 # The only names that are put into statements are those of our own columns and tables.
 _LOAD = f"SELECT {', '.join(STATE_COLUMNS)} FROM state"  # noqa: S608 - as said
 _SAVE = f"UPDATE state SET {', '.join(f'{name}=?' for name in STATE_COLUMNS)} WHERE id=1"  # noqa: S608 - as said
@@ -131,8 +134,7 @@ class Tables:
         try:
             with self.db.transaction():
                 yield self.state
-                state = self.state
-                self.db.execute(_SAVE, [getattr(state, name) for name in STATE_COLUMNS])
+                self.db.execute(_SAVE, _values(self.state))
         except BaseException:
             self._stale = True
             self._groups.clear()
