@@ -1,0 +1,234 @@
+"""The desk: who is who, and every answer that is not about packets.
+
+It greets nodes that it knows, asks strangers for their credentials, lists those who want
+to join while joining is permitted, and hands out credentials to those who ask. Nothing it
+hears here is believed before its signature or its MAC was checked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from gateway.fleet import Fleet
+from gateway.post import Post
+from qis_edge.clock import Clock
+from qis_edge.core.credential import NODE
+from qis_edge.core.errors import Reason, Refused
+from qis_edge.core.identity import Identity, PublicKey
+from qis_edge.core.messages import (
+    CredentialMessage,
+    EnrolmentMessage,
+    Greeting,
+    Hello,
+    Message,
+    Request,
+    RevocationMessage,
+    Wanted,
+)
+from qis_edge.core.receipt import MacKeys, mac_keys
+from qis_edge.links.base import Received, down
+from qis_edge.worker import Worker
+
+log = logging.getLogger(__name__)
+
+#: Pairs whose MAC keys are remembered: computing them takes two curve operations.
+MAX_PAIRS = 4096
+#: Unauthenticated asks of one key that are answered: a burst, and one more per so many
+#: seconds. What authenticates itself is not limited here.
+BURST, EVERY = 32, 2.0
+#: Keys whose asks are counted.
+MAX_ASKERS = 4096
+#: Seconds between looks at what other processes changed in the fleet's file.
+REFRESH = 0.5
+
+
+class Limiter:
+    """A bucket of tokens for each key, the least recent forgotten."""
+
+    def __init__(self, burst: float, every: float, most: int) -> None:
+        self._burst = burst
+        self._every = every
+        self._most = most
+        self._buckets: OrderedDict[bytes, tuple[float, float]] = OrderedDict()
+
+    def allows(self, key: bytes, now: float) -> bool:
+        """Take a token of this key; False where there is none."""
+        tokens, since = self._buckets.pop(key, (self._burst, now))
+        tokens = min(self._burst, tokens + (now - since) / self._every)
+        allowed = tokens >= 1
+        self._buckets[key] = (tokens - 1 if allowed else tokens, now)
+        if len(self._buckets) > self._most:
+            self._buckets.popitem(last=False)
+        return allowed
+
+
+class FleetDesk:
+    """Answers for one gateway over one post.
+
+    :param epoch: of the spool, with the unix second since which nodes are to send again.
+    :param request: is given requests whose MAC was checked.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        fleet: Fleet,
+        disk: Worker,
+        post: Post,
+        clock: Clock,
+        *,
+        epoch: tuple[bytes, int],
+        request: Callable[[Request], None],
+    ) -> None:
+        self._identity = identity
+        self._fleet = fleet
+        self._disk = disk
+        self._post = post
+        self._clock = clock
+        self._epoch, self._since = epoch
+        self._request = request
+        self._pairs: OrderedDict[bytes, MacKeys] = OrderedDict()
+        self._limiter = Limiter(BURST, EVERY, MAX_ASKERS)
+
+    # - for the others of this gateway
+
+    def node_key(self, kid: bytes) -> PublicKey:
+        """The key of a node that may send packets now; a stranger is asked who it is.
+
+        :raises Refused: UNKNOWN_KEY, REVOKED, EXPIRED, SCOPE.
+        """
+        try:
+            return self._fleet.resolve(kid, self._clock.now(), NODE)
+        except Refused as refusal:
+            if refusal.reason in (Reason.UNKNOWN_KEY, Reason.EXPIRED, Reason.CHAIN):
+                self._ask(kid)
+            elif refusal.reason is Reason.REVOKED:
+                self._tell_revocation(kid)
+            raise
+
+    def keys_of(self, kid: bytes) -> MacKeys:
+        """The MAC keys shared with a node whose credential is held.
+
+        :raises Refused: UNKNOWN_KEY, SECRET.
+        """
+        keys = self._pairs.get(kid)
+        if keys is None:
+            credential = self._fleet.credential(kid)
+            if credential is None:
+                raise Refused(Reason.UNKNOWN_KEY, "kid", kid.hex())
+            keys = mac_keys(self._identity, gateway=self._identity.public, node=credential.key)
+            self._pairs[kid] = keys
+            if len(self._pairs) > MAX_PAIRS:
+                self._pairs.popitem(last=False)
+        self._pairs.move_to_end(kid)
+        return keys
+
+    def refused(self, kid: bytes | None, refusal: Refused) -> None:
+        """Count a frame that claims to be of ``kid``."""
+        self._fleet.refused(kid, refusal.reason)
+
+    async def watch(self) -> None:
+        """Take in, for ever, what other processes do to the fleet, and write our counts."""
+        while True:
+            await asyncio.sleep(REFRESH)
+            await self.refresh()
+
+    async def refresh(self) -> None:
+        """Look once; new credentials and lists go out to those whom they concern."""
+        changes = await self._disk(self._fleet.refresh, self._clock.now())
+        for credential in changes.credentials:
+            if NODE in credential.scope:
+                self._send_chain(credential.kid, credential.kid)
+        if changes.revocation is not None:
+            log.info("revocation list %d is in force", changes.revocation.number)
+            for credential in self._fleet.valid(NODE, self._clock.now()):
+                self._tell_revocation(credential.kid)
+        await self._disk(self._fleet.flush)
+
+    # - messages
+
+    async def handle(self, message: Message, received: Received) -> None:
+        """Everything but packets. :raises Refused: it is not acceptable."""
+        match message:
+            case Hello():
+                self._hello(message, received)
+            case Wanted():
+                self._wanted(message, received)
+            case CredentialMessage():
+                await self._disk(self._fleet.add, message.raw, self._clock.now())
+            case EnrolmentMessage():
+                await self._enrolment(message, received)
+            case Request():
+                self._requested(message)
+            case RevocationMessage():
+                if await self._disk(self._fleet.apply, message.list.raw):
+                    log.info("took in revocation list %d", message.list.number)
+            case _:  # receipts, greetings and positions are ours to say
+                raise Refused(Reason.SCOPE, "message", f"{type(message).__name__} from a node")
+
+    def _hello(self, hello: Hello, received: Received) -> None:
+        if received.claimed is not None and received.claimed != hello.kid:
+            raise Refused(Reason.TOPIC, "topic", "of another key")
+        now = self._clock.now()
+        self.node_key(hello.kid)
+        self._fleet.accepted(hello.kid, now, 0)
+        if hello.revocation < self._fleet.revocation_number:
+            self._tell_revocation(hello.kid)
+        greeting = Greeting(
+            self._identity.kid, int(now), self._epoch, self._since, self._fleet.revocation_number
+        )
+        key = self.keys_of(hello.kid).to_node
+        self._post.answer(greeting.encode(key, hello.nonce), down(hello.kid))
+
+    def _wanted(self, wanted: Wanted, received: Received) -> None:
+        asker = received.claimed
+        if asker is None:  # a radio: answered by broadcast, limited all together
+            asker = b""
+        if not self._limiter.allows(asker, time.monotonic()):
+            raise Refused(Reason.FLOODED, "wanted")
+        for kid in wanted.kids:
+            self._send_chain(kid, asker)
+
+    async def _enrolment(self, message: EnrolmentMessage, received: Received) -> None:
+        enrolment = message.enrolment
+        kid = enrolment.key.kid
+        if received.claimed is not None and received.claimed != kid:
+            raise Refused(Reason.TOPIC, "topic", "of another key")
+        try:
+            self._fleet.resolve(kid, self._clock.now(), NODE)
+        except Refused:
+            if await self._disk(self._fleet.enrol, enrolment, self._clock.now()):
+                log.info(
+                    "node %s (%s) wants to join: qis-gateway approve %s",
+                    kid.hex(),
+                    enrolment.name,
+                    kid.hex(),
+                )
+        else:  # it was approved and does not know yet
+            self._send_chain(kid, kid)
+
+    def _requested(self, request: Request) -> None:
+        if request.gateway != self._identity.kid:
+            return  # for another gateway of this site
+        self.node_key(request.kid)
+        request.verify(self.keys_of(request.kid).to_gateway)
+        self._request(request)
+
+    # - what goes out
+
+    def _ask(self, kid: bytes) -> None:
+        if self._limiter.allows(kid, time.monotonic()):
+            self._post.answer(Wanted((kid,)).encode(), down(kid))
+
+    def _send_chain(self, kid: bytes, to: bytes) -> None:
+        for raw in self._fleet.chain(kid):
+            self._post.answer(raw, down(to))
+
+    def _tell_revocation(self, kid: bytes) -> None:
+        if self._fleet.revocation is not None and self._limiter.allows(kid, time.monotonic()):
+            message = RevocationMessage(self._fleet.revocation)
+            self._post.answer(message.encode(), down(kid))

@@ -1,0 +1,208 @@
+"""The downlink: peers' packets, to those who asked for their addresses.
+
+A node's request is answered with what came in after its cursor (or, the first time, with
+the newest), and then the address is followed: each packet goes out once for everybody who
+listens there, as it is deposited. What of that gets lost, the node asks for again, for
+only an answer to a request moves its cursor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from gateway.post import Post
+from gateway.routing import Batch, Entry, Interest, RoutingLayer
+from qis_edge.clock import Clock
+from qis_edge.core.errors import RoutingError
+from qis_edge.core.messages import Position, Request
+from qis_edge.core.receipt import MacKeys
+from qis_edge.links.base import down, peers
+
+log = logging.getLogger(__name__)
+
+#: Packets of one answer, whatever the node would take.
+MOST = 2000
+#: Addresses that are followed, all nodes together.
+MAX_INTERESTS = 65_536
+#: Nodes whose interests are remembered; the one that asked longest ago is forgotten.
+MAX_NODES = 16_384
+#: Nodes whose requests may wait for an answer.
+MAX_WAITING = 1024
+RETRY = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    interests: frozenset[Interest]
+    cursor: bytes | None
+    limit: int
+
+
+class Downlink:
+    """Answers requests and follows addresses on one engine, the first of the list.
+
+    :param keys_of: the MAC keys shared with a node, by its kid.
+    """
+
+    def __init__(
+        self,
+        engine: RoutingLayer,
+        post: Post,
+        clock: Clock,
+        kid: bytes,
+        keys_of: Callable[[bytes], MacKeys],
+        *,
+        freshness: int,
+    ) -> None:
+        self._engine = engine
+        self._post = post
+        self._clock = clock
+        self._kid = kid
+        self._keys_of = keys_of
+        self._freshness = freshness
+        self._waiting: OrderedDict[bytes, _Asked] = OrderedDict()
+        self._asked = asyncio.Event()
+        self._interests: OrderedDict[bytes, frozenset[Interest]] = OrderedDict()
+        self._changed = asyncio.Event()
+        self.answered = 0
+        self.sent = 0
+        self.published = 0
+
+    def request(self, request: Request) -> None:
+        """A node's request whose MAC was checked. A newer one takes an older one's place."""
+        interests = frozenset(Interest(f, bits) for f, bits in request.interests)
+        self._waiting[request.kid] = _Asked(interests, request.cursor, request.limit)
+        self._waiting.move_to_end(request.kid)
+        if len(self._waiting) > MAX_WAITING:
+            self._waiting.popitem(last=False)
+        self._asked.set()
+        if self._interests.get(request.kid) != interests:
+            self._interests[request.kid] = interests
+            self._changed.set()
+        self._interests.move_to_end(request.kid)
+        if len(self._interests) > MAX_NODES:
+            self._interests.popitem(last=False)
+            self._changed.set()
+
+    # - answers
+
+    async def answer(self) -> None:
+        """Answer requests for ever, one after the other."""
+        while True:
+            if not self._waiting:
+                self._asked.clear()
+                await self._asked.wait()
+            kid, asked = self._waiting.popitem(last=False)
+            try:
+                await self._answer(kid, asked)
+            except RoutingError as error:
+                log.debug("request of %s waits: %s", kid.hex(), error)
+                self._waiting.setdefault(kid, asked)
+                await asyncio.sleep(RETRY)
+
+    async def _answer(self, kid: bytes, asked: _Asked) -> None:
+        limit = min(asked.limit, MOST)
+        if asked.cursor is None:
+            cursor, complete = await self._engine.cursor(), True
+            entries = await self._newest(kid, asked.interests, limit)
+        else:
+            entries, cursor, complete = await self._since(kid, asked, asked.cursor, limit)
+        for entry in entries:
+            await self._post.packet(entry.raw, down(kid))
+        self.sent += len(entries)
+        self.answered += 1
+        position = Position(self._kid, cursor, complete).encode(self._keys_of(kid).to_node)
+        # In the packets' queue, behind them: a position that overtook them would skip them.
+        await self._post.packet(position, down(kid))
+
+    async def _newest(
+        self, kid: bytes, interests: frozenset[Interest], limit: int
+    ) -> Sequence[Entry]:
+        """The newest of each address, oldest first."""
+        since = int(self._clock.now()) - self._freshness
+        found: dict[bytes, Entry] = {}
+        for interest in interests:
+            for entry in await self._engine.query(interest, limit=limit, since=since):
+                if entry.kid != kid:
+                    found[entry.id] = entry
+        return sorted(found.values(), key=lambda entry: entry.time)[-limit:]
+
+    async def _since(
+        self, kid: bytes, asked: _Asked, after: bytes, limit: int
+    ) -> tuple[list[Entry], bytes, bool]:
+        entries: list[Entry] = []
+        now = self._clock.now()
+        subscription = self._engine.follow(asked.interests, after)
+        try:
+            async for batch in subscription:
+                entries += [e for e in batch.entries if e.kid != kid and e.expires > now]
+                if batch.live or len(entries) >= limit:
+                    return entries, batch.cursor, batch.live
+        finally:
+            await subscription.close()
+        raise RoutingError("the engine was closed")
+
+    # - live
+
+    async def publish(self) -> None:
+        """Follow every address that somebody asked for, for ever."""
+        cursor: bytes | None = None
+        while True:
+            try:
+                if cursor is None:
+                    cursor = await self._engine.cursor()
+                cursor = await self._follow(cursor)
+            except RoutingError as error:
+                log.debug("following waits: %s", error)
+                await asyncio.sleep(RETRY)
+
+    async def _follow(self, cursor: bytes) -> bytes:
+        subscription = self._engine.follow(self._wanted(), cursor)
+        updates = asyncio.create_task(self._update(subscription.update))
+        try:
+            async for batch in subscription:
+                await self._publish(batch)
+                cursor = batch.cursor
+        finally:
+            updates.cancel()
+            await subscription.close()
+        return cursor
+
+    async def _publish(self, batch: Batch) -> None:
+        now = self._clock.now()
+        for entry in batch.entries:
+            if entry.expires <= now:
+                continue
+            self.published += 1
+            await self._post.packet(entry.raw, peers(entry.fingerprint))
+            for kid in self._widened(entry):
+                await self._post.packet(entry.raw, down(kid))
+
+    def _widened(self, entry: Entry) -> list[bytes]:
+        """Nodes that want this packet but do not listen to its very address."""
+        exact = Interest(entry.fingerprint)
+        return [
+            kid
+            for kid, interests in self._interests.items()
+            if kid != entry.kid
+            and exact not in interests
+            and any(interest.covers(entry.fingerprint) for interest in interests)
+        ]
+
+    def _wanted(self) -> frozenset[Interest]:
+        wanted: set[Interest] = set()
+        for interests in reversed(self._interests.values()):
+            wanted |= interests
+            if len(wanted) >= MAX_INTERESTS:
+                break
+        return frozenset(wanted)
+
+    async def _update(self, update: Callable[[frozenset[Interest]], None]) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            update(self._wanted())

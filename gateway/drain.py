@@ -1,0 +1,92 @@
+"""From the spool to one routing engine, in order, at the engine's own pace.
+
+Each engine has its own task and its own position in the spool: one that is away holds up
+no other, and goes on where it was when it comes back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from gateway.routing import RoutingLayer
+from gateway.spool import Spool
+from qis_edge.core.errors import RoutingError
+from qis_edge.links.backoff import Backoff
+from qis_edge.worker import Worker
+
+log = logging.getLogger(__name__)
+
+#: Packets of one deposit.
+SLICE = 500
+#: Seconds between attempts while an engine is away: the first, and the longest.
+RETRY_FIRST, RETRY_LONGEST = 0.5, 60.0
+
+
+class Drain:
+    """Brings one engine everything that the spool has for it.
+
+    :param advanced: called with the spool's position after each deposit.
+    """
+
+    def __init__(
+        self,
+        engine: RoutingLayer,
+        spool: Spool,
+        disk: Worker,
+        advanced: Callable[[int], None] | None = None,
+    ) -> None:
+        self.engine = engine
+        self._spool = spool
+        self._disk = disk
+        self._advanced = advanced or (lambda _: None)
+        self._more = asyncio.Event()
+        self._more.set()
+        self.opened = asyncio.Event()
+        self.away: str | None = None
+        self.deposited = 0
+        self.repeated = 0  # deposited again, after a crash between deposit and advance
+
+    def nudge(self) -> None:
+        """There is more in the spool."""
+        self._more.set()
+
+    async def run(self) -> None:
+        """Open the engine and drain for ever; survives the engine's absence."""
+        backoff = Backoff(RETRY_FIRST, RETRY_LONGEST)
+        while True:
+            try:
+                await self.engine.open()
+                url = self.engine.url
+                position = await self._disk(self._spool.engage, url, self.engine.incarnation)
+                self._advanced(position)
+                if self.away is not None:
+                    log.info("routing engine %s is back", url)
+                self.away = None
+                self.opened.set()
+                backoff.reset()
+                await self._drain(url)
+            except RoutingError as error:
+                if self.away is None:
+                    log.warning("routing engine %s is away: %s", self.engine.url, error)
+                self.away = str(error)
+                await asyncio.sleep(backoff.next())
+
+    async def _drain(self, url: str) -> None:
+        while True:
+            await self._more.wait()
+            self._more.clear()
+            while True:
+                pending = await self._disk(self._spool.pending, url, SLICE)
+                if pending.entries:
+                    new = await self.engine.deposit(pending.entries)
+                    self.deposited += new
+                    self.repeated += len(pending.entries) - new
+                if pending.through <= await self._disk(self._position, url):
+                    break
+                await self._disk(self._spool.advance, url, pending.through)
+                self._advanced(pending.through)
+
+    def _position(self, url: str) -> int:
+        return self._spool.routed_through([url])
