@@ -1,4 +1,4 @@
-"""The MQTT link: frames through a broker, with paho-mqtt. The only module that loads it.
+"""The MQTT link: frames through a broker, with paho-mqtt.
 
 MQTT 5, or 3.1.1 where the broker knows no more; QoS 1 throughout. The topics are in
 :mod:`qis_edge.links.mqtt_topics`.
@@ -17,8 +17,12 @@ of queues for nodes that never come back is how brokers run full.
 
 **Acknowledging.** What came in is acknowledged to the broker by :meth:`MqttLink.done`, in
 the order in which it came (MQTT 5 section 4.6), so after the commit, never before. The
-broker is told (MQTT 5) or configured (``max_inflight_messages``) how many frames may be
-under way; a broker that ignores it loses the surplus, counted in ``dropped_in``.
+broker is told (MQTT 5) or configured (``max_inflight_messages``) how many frames may wait
+for that. Not every broker heeds it: Mosquitto 2.0.11, draining what it kept for a gateway,
+answers each acknowledgement with twenty more frames. So beyond its window the link stops
+reading, and TCP holds the broker back. A receiver that stalls for longer would take the
+connection's own packets with it: then the link reads on and lets surplus frames go. It does
+not acknowledge them, and as soon as the receiver has caught up it reconnects for them.
 
 **The event loop.** paho is driven by the loop itself, without a thread: its callbacks, our
 state and the application share one thread, and nothing needs a lock. Only resolving the
@@ -30,26 +34,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
-import ssl
 import time
 from collections import deque
-from collections.abc import Coroutine, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Coroutine
 from itertools import islice
-from typing import Any, TypeVar
-
-from paho.mqtt import client as paho
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
-from paho.mqtt.reasoncodes import ReasonCode
-from paho.mqtt.subscribeoptions import SubscribeOptions
+from typing import Any
 
 from qis_edge.core.errors import LinkError, UsageError
 from qis_edge.links.backoff import Backoff
 from qis_edge.links.base import MAX_FRAME, Destination, Direction, LinkStats, Received, Role
-from qis_edge.links.mqtt_dial import BufferedSocket, dial_aside, explain_tls, tls_context
+from qis_edge.links.mqtt_connection import Connection, OldProtocolError, Token
+from qis_edge.links.mqtt_dial import dial_aside, tls_context
 from qis_edge.links.mqtt_settings import MqttSettings
 from qis_edge.links.mqtt_topics import Topics
 from qis_edge.links.outage import Outage
@@ -58,12 +53,6 @@ from qis_edge.links.wake import Wake
 __all__ = ["MqttLink", "MqttSettings", "Role"]
 
 _log = logging.getLogger(__name__)
-_T = TypeVar("_T")
-
-_V5 = MQTTProtocolVersion.MQTTv5
-_V311 = MQTTProtocolVersion.MQTTv311
-_QOS = 1
-_ONLINE, _OFFLINE = b"online", b"offline"
 
 #: A connection that lasted this many seconds was a good one: the next outage begins with
 #: the shortest delay again. Shorter ones keep doubling it, or two clients that push each
@@ -71,44 +60,6 @@ _ONLINE, _OFFLINE = b"online", b"offline"
 _GOOD = 10.0
 #: Seconds for the last words of :meth:`MqttLink.close`.
 _GOODBYE = 2.0
-#: Packets read in one go before the loop's other tasks have their turn.
-_TURN = 128
-#: Topic filters in one SUBSCRIBE.
-_FILTERS = 50
-
-# Reason codes of MQTT 5 that mean something to us; paho maps those of 3.1.1 onto them.
-_NO_SUBSCRIBERS = 0x10
-_FAILURE = 0x80
-_BAD_PROTOCOL = 0x84
-_BAD_CLIENT_ID = 0x85
-_BAD_LOGIN = 0x86
-_NOT_AUTHORISED = 0x87
-_TAKEN_OVER = 0x8E
-
-_CHECK_ACL = "check the broker's ACL"
-_HINTS = {
-    _BAD_CLIENT_ID: "the broker wants client ids of its own kind",
-    _BAD_LOGIN: "check user and password (or password_file)",
-    _NOT_AUTHORISED: "check user and password, and the broker's ACL",
-    _TAKEN_OVER: "is a second daemon running with the same key?",
-}
-
-
-@dataclass(slots=True, eq=False)
-class _Token:
-    """One frame that came in on one connection: what :meth:`MqttLink.done` is given back."""
-
-    connection: _Connection
-    mid: int
-    done: bool = False
-
-
-class _OldProtocolError(LinkError):
-    """The broker seems not to speak MQTT 5. ``sure`` if it said so itself."""
-
-    def __init__(self, message: str, *, sure: bool) -> None:
-        super().__init__(message)
-        self.sure = sure
 
 
 class MqttLink:
@@ -139,7 +90,7 @@ class MqttLink:
         self.kid = kid
         # A frame up and a frame down have topics of nearly the same length.
         self._topic_size = len(self.topics.up(kid) if role is Role.NODE else self.topics.down(kid))
-        self._protocol = _V311 if settings.protocol == "3.1.1" else _V5
+        self._mqtt5 = settings.protocol != "3.1.1"
         self._protocol_settled = settings.protocol != "auto"
         self._stepped_down = False
         self._listening: frozenset[str] = frozenset()
@@ -149,7 +100,7 @@ class MqttLink:
         self._outage = Outage(_log, f"{name} ({settings.url})")
         self._complaints: set[str] = set()
         self._backoff = Backoff(settings.retry_first, settings.retry_longest)
-        self._live: _Connection | None = None
+        self._live: Connection | None = None
         self._runner: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -173,7 +124,7 @@ class MqttLink:
     def cost(self, size: int) -> float:
         """Bytes of the PUBLISH packet, topic and header included (not TLS, TCP or IP)."""
         # The topic and its length, the packet id, and in MQTT 5 the empty properties.
-        rest = 2 + self._topic_size + 2 + (1 if self._protocol == _V5 else 0) + size
+        rest = 2 + self._topic_size + 2 + (1 if self._mqtt5 else 0) + size
         return 1.0 + (1 if rest < 128 else 2) + rest
 
     def changed(self) -> Coroutine[Any, Any, None]:
@@ -237,7 +188,7 @@ class MqttLink:
     async def done(self, received: Received) -> None:
         """Acknowledge to the broker, once those before it are done too."""
         token = received.token
-        if isinstance(token, _Token):
+        if isinstance(token, Token):
             token.connection.done(token)
 
     async def listen(self, fingerprints: frozenset[bytes]) -> None:
@@ -275,7 +226,7 @@ class MqttLink:
         while True:
             try:
                 await self._one_connection()
-            except _OldProtocolError as error:
+            except OldProtocolError as error:
                 if self._step_down(error):
                     continue
                 self._failed(error)
@@ -285,7 +236,7 @@ class MqttLink:
                 _log.exception("%s: internal error", self.name)
                 self._failed(LinkError(f"internal error: {error!r}"))
             if not self._protocol_settled:
-                self._protocol = _V5
+                self._mqtt5 = True
             await asyncio.sleep(self._backoff.next())
 
     async def _one_connection(self) -> None:
@@ -295,7 +246,7 @@ class MqttLink:
         """
         password = self._read_password()
         sock = await dial_aside(self.settings)
-        connection = _Connection(self, sock, self._protocol, password)
+        connection = Connection(self, sock, mqtt5=self._mqtt5, password=password)
         began = time.monotonic()
         try:
             await connection.open()
@@ -311,16 +262,16 @@ class MqttLink:
                     self._backoff.reset()
             self._wake.notify()
 
-    def _connected(self, connection: _Connection) -> None:
+    def _connected(self, connection: Connection) -> None:
         if self._closed:
             raise LinkError("closed")
         self._live = connection
-        if self._protocol == _V311 and not self._protocol_settled:
+        if not (self._mqtt5 or self._protocol_settled):
             self._protocol_settled = self._stepped_down
             self._stepped_down = True
         self.stats.connects += 1
         self.stats.last_error = None
-        version, number = ("5", 5.0) if self._protocol == _V5 else ("3.1.1", 3.1)
+        version, number = ("5", 5.0) if self._mqtt5 else ("3.1.1", 3.1)
         self.stats.extra["protocol"] = number
         self._outage.over(f"connected with MQTT {version}")
         self._wake.notify()
@@ -330,12 +281,12 @@ class MqttLink:
             self.stats.last_error = str(error)
             self._outage.cause(str(error), error.hint)
 
-    def _step_down(self, error: _OldProtocolError) -> bool:
+    def _step_down(self, error: OldProtocolError) -> bool:
         """Whether to try 3.1.1 now. Where the broker said that it does not know MQTT 5 that
         is for good; where it only hung up or kept silent, when it has happened twice."""
-        if self._protocol == _V311 or self._protocol_settled:
+        if not self._mqtt5 or self._protocol_settled:
             return False
-        self._protocol = _V311
+        self._mqtt5 = False
         self._protocol_settled = error.sure
         return True
 
@@ -360,396 +311,40 @@ class MqttLink:
         """One more of ``what`` in ``stats.extra``."""
         self.stats.extra[what] = self.stats.extra.get(what, 0.0) + 1
 
-    def resumed(self) -> None:
-        """The broker kept our session, so it gives again what we had not acknowledged: what
-        still waits here from the last connection would only come twice."""
-        self._queue = deque(r for r in self._queue if r.token is None)
+    def accepted(self, *, resumed: bool) -> None:
+        """A session begins. If the broker kept the last one it gives again what we had not
+        acknowledged, and what still waits here would only come twice."""
+        if resumed:
+            self._queue = deque(r for r in self._queue if r.token is None)
+        surplus = max(0, len(self._queue) - self.settings.receive_window)
+        self.stats.dropped_in += surplus
+        self._queue = deque(islice(self._queue, surplus, None))
 
     def room_changed(self) -> None:
         """The broker acknowledged something."""
         self._wake.notify()
 
-    def take(self, message: paho.MQTTMessage, token: _Token | None) -> bool:
+    def take(self, topic: str | None, payload: bytes, token: Token | None) -> bool:
         """Queue what came in; False if it is of no use or there is no place for it."""
-        if message.retain:
-            # Nothing of ours is retained on these topics: somebody left it there.
-            self.count("retained_in")
-            return False
-        parsed = self._parse(message)
-        full = len(self._queue) >= 2 * self.settings.receive_window
-        if parsed is None or full or len(message.payload) > self.mtu:
+        parsed = self._parse(topic) if topic is not None else None
+        # QoS 1 is bounded by what is not done with; QoS 0, which we never asked for, here.
+        full = token is None and len(self._queue) >= 2 * self.settings.receive_window
+        if parsed is None or full or len(payload) > self.mtu:
             self.stats.dropped_in += 1
             return False
         direction, key = parsed
         claimed = None if direction is Direction.PEERS else key
-        self._queue.append(Received(bytes(message.payload), direction, claimed, token))
+        self._queue.append(Received(payload, direction, claimed, token))
         self.stats.frames_in += 1
-        self.stats.bytes_in += len(message.payload)
+        self.stats.bytes_in += len(payload)
         self._arrived.notify()
         return True
 
-    def _parse(self, message: paho.MQTTMessage) -> tuple[Direction, bytes] | None:
+    def _parse(self, topic: str) -> tuple[Direction, bytes] | None:
         """Whose topic it is, or ``None`` if none that we subscribed to."""
-        try:
-            topic = message.topic
-        except UnicodeDecodeError:
-            return None
         parsed = self.topics.parse(topic)
         if parsed is None:
             return None
         if self.role is Role.GATEWAY:
             return parsed if parsed[0] is Direction.UP else None
         return parsed if topic == self.needed() or topic in self._listening else None
-
-
-class _Client(paho.Client):
-    """paho's client on a socket that is connected already."""
-
-    def __init__(self, sock: BufferedSocket, **options: Any) -> None:
-        self._given = sock
-        super().__init__(CallbackAPIVersion.VERSION2, **options)
-
-    def _create_socket(self) -> BufferedSocket:
-        return self._given
-
-
-class _Connection:
-    """One connection, from the connected socket to its end; never used again.
-
-    Each has its own paho client: nothing of an earlier connection is left in it, so
-    nothing is sent twice by paho itself, and no packet id of then is taken for one of now.
-    """
-
-    def __init__(
-        self,
-        link: MqttLink,
-        sock: socket.socket,
-        protocol: MQTTProtocolVersion,
-        password: str | None,
-    ) -> None:
-        self._link = link
-        self._settings = link.settings
-        self._protocol = protocol
-        self._loop = asyncio.get_running_loop()
-        self._sock = BufferedSocket(sock)
-        self._fd = sock.fileno()
-        self._ended: asyncio.Future[LinkError] = self._loop.create_future()
-        self._accepted: asyncio.Future[tuple[ReasonCode, Properties | None]] = (
-            self._loop.create_future()
-        )
-        self._answers: dict[int, asyncio.Future[list[ReasonCode]]] = {}
-        self._unacked: dict[int, str] = {}  # packet id → topic
-        self._progress = time.monotonic()
-        self._window = self._settings.window
-        self._undone: deque[_Token] = deque()
-        self._writing = False
-        self._client = self._make_client(password)
-
-    def _make_client(self, password: str | None) -> _Client:
-        link, settings = self._link, self._settings
-        prefix = "qis-gw-" if link.role is Role.GATEWAY else "qis-"
-        options: dict[str, Any] = {"client_id": prefix + link.kid.hex(), "manual_ack": True}
-        if self._protocol != _V5:
-            options["clean_session"] = link.role is Role.NODE
-        client = _Client(self._sock, protocol=self._protocol, reconnect_on_failure=False, **options)
-        if settings.user is not None:
-            client.username_pw_set(settings.user, password)
-        client.will_set(link.topics.state(link.kid), _OFFLINE, qos=_QOS, retain=True)
-        # The window is ours to keep; paho is only to refuse what would go beyond it.
-        client.max_inflight_messages_set(0)
-        client.max_queued_messages_set(settings.window + 8)
-        client.on_connect = self._on_connect
-        client.on_disconnect = self._on_disconnect
-        client.on_publish = self._on_publish
-        client.on_subscribe = self._on_answer
-        client.on_unsubscribe = self._on_answer
-        client.on_message = self._on_message
-        client.on_socket_register_write = self._on_want_write
-        client.on_socket_unregister_write = self._on_nothing_to_write
-        client.on_socket_close = self._on_close
-        return client
-
-    # From the link.
-
-    @property
-    def room(self) -> int:
-        """Frames that may be published now."""
-        return max(0, self._window - len(self._unacked))
-
-    async def open(self) -> None:
-        """CONNECT, SUBSCRIBE, and say that we are here.
-
-        :raises LinkError: the broker does not want us, or does not answer in time.
-        """
-        self._connect()
-        self._loop.add_reader(self._fd, self._readable)
-        reason, properties = await self._answer(self._accepted, "CONNECT")
-        self._check_accepted(reason, properties)
-        needed = self._link.needed()
-        refused = await self.subscribe([needed])
-        if refused is not None:
-            text = f"the broker does not let us subscribe to {needed}: {refused}"
-            raise LinkError(text, hint=_CHECK_ACL)
-        await self.subscribe(self._link.listening())
-        self._say(_ONLINE)
-
-    def _connect(self) -> None:
-        settings, gateway = self._settings, self._link.role is Role.GATEWAY
-        options: dict[str, Any] = {}
-        if self._protocol == _V5:
-            properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call] # paho's
-            properties.ReceiveMaximum = settings.receive_window
-            if gateway:
-                properties.SessionExpiryInterval = settings.session_expiry
-            options = {"clean_start": not gateway, "properties": properties}
-        self._client.connect(settings.host, settings.port, settings.keepalive, **options)
-
-    def _check_accepted(self, reason: ReasonCode, properties: Properties | None) -> None:
-        if reason.value == _BAD_PROTOCOL:
-            raise _OldProtocolError("the broker does not speak MQTT 5", sure=True)
-        if reason.value >= _FAILURE:
-            raise LinkError(f"the broker refuses us: {reason}", hint=_HINTS.get(reason.value))
-        if getattr(properties, "MaximumQoS", _QOS) < _QOS:
-            raise LinkError("the broker does not offer QoS 1", hint="use another broker")
-        largest = getattr(properties, "MaximumPacketSize", None)
-        needed = int(self._link.cost(MAX_FRAME))
-        if largest is not None and largest < needed:
-            raise LinkError(f"the broker takes packets of {largest} bytes, {needed} are needed")
-        self._window = min(self._window, getattr(properties, "ReceiveMaximum", 65535))
-
-    async def live(self) -> None:
-        """Keep it alive until it ends.
-
-        :raises LinkError: always; why it ended.
-        """
-        settings = self._settings
-        tick = min(5.0, settings.keepalive / 4, settings.ack_timeout / 4)
-        while True:
-            await asyncio.wait([self._ended], timeout=tick)
-            if self._ended.done():
-                raise self._ended.result()
-            self._client.loop_misc()
-            waited = time.monotonic() - self._progress
-            if self._unacked and waited > settings.ack_timeout:
-                self._end(LinkError(f"the broker acknowledges nothing for {waited:.0f} s"))
-
-    def publish(self, topic: str, frame: bytes, *, retain: bool = False) -> None:
-        """Give one frame to paho.
-
-        :raises LinkError: paho does not take it; the connection has just ended.
-        """
-        info = self._client.publish(topic, frame, qos=_QOS, retain=retain)
-        if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
-            raise LinkError(f"{self._link.name}: {paho.error_string(info.rc)}")
-        if not self._unacked:
-            self._progress = time.monotonic()
-        self._unacked[info.mid] = topic
-
-    async def subscribe(self, filters: Iterable[str]) -> ReasonCode | None:
-        """Subscribe; returns a refusal, if there was one.
-
-        :raises LinkError: the connection ended, or there was no answer in time.
-        """
-        # Retained frames are not wanted: handling 2 is "do not send them".
-        wish: Any = SubscribeOptions(qos=_QOS, retainHandling=2) if self._protocol == _V5 else _QOS
-        refused: ReasonCode | None = None
-        for some in _chunks(filters):
-            _, mid = self._client.subscribe([(name, wish) for name in some])
-            codes = await self._answer_to(mid, "SUBSCRIBE")
-            for name, code in zip(some, codes, strict=False):
-                if code.value >= _FAILURE:
-                    refused = code
-                    self._link.count("refused_subscriptions")
-                    self._link.complain(f"the broker does not let us subscribe to {name}: {code}")
-        return refused
-
-    async def unsubscribe(self, filters: Iterable[str]) -> None:
-        """Unsubscribe.
-
-        :raises LinkError: the connection ended, or there was no answer in time.
-        """
-        for some in _chunks(filters):
-            _, mid = self._client.unsubscribe(some)
-            await self._answer_to(mid, "UNSUBSCRIBE")
-
-    def done(self, token: _Token) -> None:
-        """Acknowledge this and what was only waiting for it."""
-        token.done = True
-        while self._undone and self._undone[0].done:
-            mid = self._undone.popleft().mid
-            if not self._ended.done():
-                self._client.ack(mid, _QOS)
-
-    async def goodbye(self, seconds: float) -> None:
-        """Give what is under way a moment, say that we go, and disconnect."""
-        with contextlib.suppress(LinkError, TimeoutError):
-            async with asyncio.timeout(seconds):
-                self._say(_OFFLINE)
-                while self._unacked and not self._ended.done():
-                    await self._link.changed()
-        self._client.disconnect()
-        self._flush()
-
-    def abandon(self) -> None:
-        """Close, whatever its state; nothing comes from it after this."""
-        self._end(LinkError("closed"))
-        self._client.on_message = None
-        self._client.on_publish = None
-        self._sock.close()
-
-    def _say(self, state: bytes) -> None:
-        if self.room:
-            self.publish(self._link.topics.state(self._link.kid), state, retain=True)
-
-    # Waiting for the broker's answers.
-
-    async def _answer_to(self, mid: int | None, packet: str) -> list[ReasonCode]:
-        if mid is None:
-            raise LinkError("the connection was lost")
-        answer = self._answers[mid] = self._loop.create_future()
-        try:
-            return await self._answer(answer, packet)
-        finally:
-            del self._answers[mid]
-
-    async def _answer(self, answer: asyncio.Future[_T], packet: str) -> _T:
-        seconds = self._settings.connect_timeout
-        both: tuple[asyncio.Future[Any], ...] = (answer, self._ended)
-        await asyncio.wait(both, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        if answer.done():
-            return answer.result()
-        if self._ended.done():
-            raise self._ended.result()
-        text = f"the broker has not answered our {packet} for {seconds:.0f} s"
-        if self._protocol == _V5 and not self._accepted.done():
-            raise _OldProtocolError(text, sure=False)  # some wait for the rest of a packet
-        raise LinkError(text)
-
-    def _end(self, error: LinkError) -> None:
-        """It is over, for this reason; the first one counts."""
-        if not self._ended.done():
-            self._ended.set_result(error)
-            self._on_close()
-
-    # The socket.
-
-    def _readable(self) -> None:
-        for _ in range(_TURN):
-            if self._ended.done():
-                return
-            try:
-                self._client.loop_read()
-            except Exception as error:  # noqa: BLE001 - whatever a broker's bytes do to paho
-                self._end(LinkError(f"the broker sent what cannot be read ({error!r})"))
-                return
-            if not self._sock.pending():
-                return
-        # What lies in our buffer makes no descriptor readable.
-        self._loop.call_soon(self._readable)
-
-    def _flush(self) -> None:
-        self._writing = False
-        if self._ended.done():
-            return
-        try:
-            self._client.loop_write()
-            everything = self._sock.flush()
-        except (OSError, ValueError) as error:
-            self._end(self._lost(f"the connection broke: {error}"))
-            return
-        if everything:
-            self._loop.remove_writer(self._fd)
-        else:
-            self._loop.add_writer(self._fd, self._flush)
-
-    def _on_want_write(self, *_: object) -> None:
-        # Not at once: what a turn of the loop acknowledges and publishes goes out together.
-        if not self._writing and not self._ended.done():
-            self._writing = True
-            self._loop.call_soon(self._flush)
-
-    def _on_nothing_to_write(self, *_: object) -> None:
-        """All is in :class:`BufferedSocket`; :meth:`_flush` sees to the rest."""
-
-    def _on_close(self, *_: object) -> None:
-        self._loop.remove_reader(self._fd)
-        self._loop.remove_writer(self._fd)
-
-    def _lost(self, text: str) -> LinkError:
-        """The reason, or a better one if TLS knows it."""
-        if isinstance(self._sock.error, ssl.SSLError):
-            return explain_tls(self._sock.error, f"{self._settings.host}:{self._settings.port}")
-        return LinkError(text)
-
-    # paho's callbacks, all on the loop's thread.
-
-    def _on_connect(
-        self, _c: object, _u: object, flags: Any, reason: ReasonCode, properties: Properties | None
-    ) -> None:
-        if reason.value < _FAILURE and flags.session_present:
-            self._link.resumed()
-        if not self._accepted.done():
-            self._accepted.set_result((reason, properties))
-
-    def _on_disconnect(
-        self, _c: object, _u: object, flags: Any, reason: ReasonCode, _p: object
-    ) -> None:
-        if flags.is_disconnect_packet_from_server:
-            hint = _HINTS.get(reason.value)
-            self._end(LinkError(f"the broker ended the connection: {reason}", hint=hint))
-        elif str(reason) == "Keep alive timeout":
-            self._end(LinkError("the broker has fallen silent"))
-        elif self._accepted.done() or self._sock.error is not None:
-            self._end(self._lost("the connection was lost"))
-        elif self._protocol == _V5:
-            self._end(_OldProtocolError("the broker hung up on MQTT 5", sure=False))
-        else:
-            self._end(LinkError("the broker hung up without an answer"))
-
-    def _on_publish(self, _c: object, _u: object, mid: int, reason: ReasonCode, _p: object) -> None:
-        topic = self._unacked.pop(mid, None)
-        if topic is None:
-            return
-        self._progress = time.monotonic()
-        if reason.value >= _FAILURE:
-            self._refused(topic, reason)
-        elif reason.value == _NO_SUBSCRIBERS and "/state/" not in topic:
-            self._link.count("no_subscribers")
-        self._link.room_changed()
-
-    def _refused(self, topic: str, reason: ReasonCode) -> None:
-        text = f"the broker does not let us publish to {topic}: {reason}"
-        self._link.count("refused_out")
-        if reason.value == _NOT_AUTHORISED and "/up/" in topic:
-            # Nothing that we are here to send can pass: better down than up in vain.
-            self._end(LinkError(text, hint=_CHECK_ACL))
-        else:
-            self._link.complain(text)
-
-    def _on_answer(
-        self, _c: object, _u: object, mid: int, reasons: list[ReasonCode], _p: object
-    ) -> None:
-        answer = self._answers.get(mid)
-        if answer is not None and not answer.done():
-            answer.set_result(reasons)
-
-    def _on_message(self, _c: object, _u: object, message: paho.MQTTMessage) -> None:
-        if message.qos == 0:
-            self._link.take(message, None)
-            return
-        if len(self._undone) >= self._settings.receive_window:
-            # A broker that heeds no window. Acknowledged out of turn, so that memory stays
-            # bounded here and there; whoever sent it will send it again.
-            self._link.stats.dropped_in += 1
-            self._client.ack(message.mid, message.qos)
-            return
-        token = _Token(self, message.mid)
-        self._undone.append(token)
-        if not self._link.take(message, token):
-            self.done(token)
-
-
-def _chunks(filters: Iterable[str]) -> Iterator[list[str]]:
-    every = iter(sorted(filters))
-    while some := list(islice(every, _FILTERS)):
-        yield some
