@@ -19,10 +19,13 @@ from qis_edge.config import (
     default_path,
     state_setting,
 )
+from qis_edge.core.errors import RoutingError
+from qis_edge.links.mqtt_settings import is_loopback
 from qis_edge.schema import (
     NAME,
     Choice,
     Duration,
+    File,
     Flag,
     Listen,
     ListOf,
@@ -64,7 +67,20 @@ class BrokerConfig:
     listen: tuple[str, int] = setting(
         Listen(),
         "127.0.0.1:1883",
-        "Where it listens. ``0.0.0.0:1883`` lets the nodes of the network in.",
+        "Where it listens. ``0.0.0.0:1883`` lets in who is on the network, if ``anonymous`` or "
+        "``password_file`` says so too.",
+    )
+    anonymous: bool = setting(
+        Flag(),
+        False,
+        "Whether anybody on the network may connect. Packets and receipts prove themselves, "
+        "but anybody can then listen to them and be in the way.",
+    )
+    password_file: Path | None = setting(
+        File(exists=True),
+        None,
+        "A file of ``name:hash`` lines: who may connect.",
+        example="broker.passwords",
     )
 
     @property
@@ -74,8 +90,17 @@ class BrokerConfig:
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared only
         return f"mqtt://[{host}]:{port}" if ":" in host else f"mqtt://{host}:{port}"
 
+    def check(self, where: Where) -> None:
+        """What does not go together."""
+        if self.embedded and not is_loopback(self.listen[0]):
+            if not self.anonymous and self.password_file is None:
+                (where / "listen").wrong(
+                    "would let other machines in without a password",
+                    "set password_file, or anonymous = true if that network is trusted",
+                )
 
-class EngineUrl(Text):
+
+class Engine(Text):
     """The URL of a routing engine. Messages never repeat it: it may name a login."""
 
     def __init__(self) -> None:
@@ -84,21 +109,19 @@ class EngineUrl(Text):
     def parse(self, value: object, where: Where) -> str:
         """See :class:`qis_edge.schema.Type`."""
         text = str(super().parse(value, where))
-        scheme, colon, _ = text.partition(":")
-        if not colon:
+        if ":" not in text:
             raise Wrong("is not a URL: it has no scheme", "such as sqlite:routing.db")
         if where.full:
-            known = engine_names()
-            if scheme not in known:
-                raise Wrong("is of an unknown engine", did_you_mean(scheme, known))
+            from gateway.routing import open_engine, schemes  # looks for installed engines
+
+            scheme = text.partition(":")[0]
+            if scheme not in schemes():
+                raise Wrong("is of an unknown engine", did_you_mean(scheme, schemes()))
+            try:
+                open_engine(text)
+            except RoutingError as error:
+                raise Wrong(str(error), error.hint) from error
         return text
-
-
-def engine_names() -> list[str]:
-    """The schemes of the installed routing engines, sorted."""
-    from importlib.metadata import entry_points  # slow to import; few verbs need it
-
-    return sorted({point.name for point in entry_points(group="qis_edge.routing")})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +129,7 @@ class RoutingConfig:
     """Where packets live by fingerprint."""
 
     engines: tuple[str, ...] = setting(
-        ListOf(EngineUrl(), least=1, most=16),
+        ListOf(Engine(), least=1, most=16),
         ["sqlite:routing.db"],
         "The engines. Each gets every packet, at its own pace. The first answers queries. "
         "Relative paths are relative to the state folder.",
@@ -125,15 +148,6 @@ class DownlinkConfig:
 
     limit: int = setting(
         whole(1, 10_000), 50, "The most packets that one request brings; the newest."
-    )
-    per_minute: int = setting(
-        whole(1, 1_000_000), 600, "The most packets that one node gets in a minute."
-    )
-    bits: int = setting(
-        whole(0, 256),
-        64,
-        "The fewest leading bits of an address that a request must name; fewer would ask for "
-        "more than a domain.",
     )
 
 

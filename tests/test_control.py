@@ -5,7 +5,6 @@ import json
 import os
 import socket
 import stat
-import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -16,19 +15,18 @@ from qis_edge.control import ControlServer, is_running, request
 from qis_edge.core.errors import NotRunning, QisError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
 
-async def echo(args: Mapping[str, Any]) -> Any:
-    return {"got": dict(args), "raw": b"\x00\xff"}
+async def echo(**args: Any) -> Any:
+    return {"got": args, "raw": b"\x00\xff"}
 
 
-async def refuse(args: Mapping[str, Any]) -> Any:
+async def refuse() -> Any:
     raise QisError("no such node", hint="qis-gateway nodes lists them")
 
 
-async def fail(args: Mapping[str, Any]) -> Any:
+async def fail() -> Any:
     raise RuntimeError("secret detail")
 
 
@@ -81,6 +79,12 @@ async def test_unknown_verb(tmp_path: Path) -> None:
     async with ControlServer(tmp_path, HANDLERS):
         with pytest.raises(QisError, match="does not know 'dance'"):
             await ask(tmp_path, "dance")
+
+
+async def test_wrong_arguments(tmp_path: Path) -> None:
+    async with ControlServer(tmp_path, HANDLERS):
+        with pytest.raises(QisError, match="refuse is not asked with these arguments"):
+            await ask(tmp_path, "refuse", {"loudly": True})
 
 
 @pytest.mark.parametrize(
@@ -155,9 +159,8 @@ async def test_a_socket_left_by_a_killed_daemon_is_replaced(tmp_path: Path) -> N
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "asyncio.run(main())"
     )
-    command = [sys.executable, "-c", code, tmp_path]
-    done = await asyncio.to_thread(subprocess.run, command, check=False, timeout=30)
-    assert done.returncode == -9
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, tmp_path)
+    assert await process.wait() == -9
     assert (tmp_path / control.NAME).exists()
     assert not is_running(tmp_path)
     with pytest.raises(NotRunning):
@@ -177,7 +180,7 @@ async def test_what_is_not_a_socket_is_left_alone(tmp_path: Path) -> None:
 async def test_closing_takes_the_socket_away_and_drops_clients(tmp_path: Path) -> None:
     asked = asyncio.Event()
 
-    async def wait(_: Mapping[str, Any]) -> Any:
+    async def wait() -> Any:
         asked.set()
         await asyncio.Event().wait()
 
@@ -185,8 +188,8 @@ async def test_closing_takes_the_socket_away_and_drops_clients(tmp_path: Path) -
     await server.start()
     waiting = asyncio.create_task(ask(tmp_path, "hang"))
     await asked.wait()
-    await server.close()
-    await server.close()
+    await server.stop()
+    await server.stop()
     with pytest.raises(QisError, match="went away"):
         await waiting
     assert not server.path.exists()
