@@ -251,7 +251,8 @@ class RoutingLayer(Protocol):
         confidence: int = 0,
         vector: Sequence[float] | None = None,
     ) -> list[Entry]:
-        """What an address (or a prefix) holds, at most ``limit``.
+        """What an address (or a prefix) holds, at most ``limit``. What this object has
+        deposited is seen when ``deposit`` returns, what other gateways did soon after.
 
         Newest first by ``Entry.time`` (ties: last deposited first). With a vector:
         nearest first by cosine (ties: newest first); entries without one, or with one of

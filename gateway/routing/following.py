@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from gateway.routing.base import Batch, Cursor, Entry, Interest
+from gateway.routing.base import ALL_BITS, Batch, Cursor, Entry, Interest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +28,26 @@ class Slice(NamedTuple):
     position: int
     end: bool
     version: int
+
+
+class Coverage:
+    """Interests, ready to be asked about many addresses: a follower may have thousands."""
+
+    def __init__(self, interests: frozenset[Interest]) -> None:
+        self._prefixes: dict[int, set[int]] = {}
+        for interest in interests:
+            shift = ALL_BITS - interest.bits
+            known = self._prefixes.setdefault(shift, set())
+            known.add(int.from_bytes(interest.fingerprint) >> shift)
+
+    @property
+    def everything(self) -> bool:
+        """Whether every address is covered."""
+        return ALL_BITS in self._prefixes
+
+    def __contains__(self, fingerprint: bytes) -> bool:
+        number = int.from_bytes(fingerprint)
+        return any(number >> shift in known for shift, known in self._prefixes.items())
 
 
 class Log(Protocol):

@@ -22,7 +22,7 @@ from gateway.routing.base import (
     Interest,
     check_query,
 )
-from gateway.routing.following import LogSubscription, Slice
+from gateway.routing.following import Coverage, LogSubscription, Slice
 from gateway.routing.nearest import Candidate, nearest, to_bytes
 from gateway.routing.url import EngineUrl
 from qis_edge.core.errors import RoutingError
@@ -203,8 +203,9 @@ class MemoryEngine:
         start = bisect_right(store.log, after, key=lambda item: item[0])
         looked = store.log[start : start + SLICE]
         end = start + len(looked) == len(store.log)
+        coverage = Coverage(interests)
         return Slice(
-            tuple(e for _, e in looked if any(i.covers(e.fingerprint) for i in interests)),
+            tuple(entry for _, entry in looked if entry.fingerprint in coverage),
             store.last if end else looked[-1][0],
             end,
             store.last,

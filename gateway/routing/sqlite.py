@@ -37,7 +37,7 @@ from gateway.routing.base import (
     framed_id,
     framed_kid,
 )
-from gateway.routing.following import LogSubscription, Slice
+from gateway.routing.following import Coverage, LogSubscription, Slice
 from gateway.routing.nearest import Candidate, nearest
 from gateway.routing.url import EngineUrl
 from qis_edge.core.errors import RoutingError, StoreError
@@ -55,6 +55,10 @@ SLICE = 500
 EXPIRE_SLICE = 1000
 #: Vectors that a query holds in memory at once.
 CHUNK = 8192
+#: Interests that are looked up one by one; with more, all addresses are gone through.
+FEW_INTERESTS = 100
+#: Sets of interests whose buckets are remembered.
+MAX_CHOSEN = 8
 #: Addresses whose bucket is remembered.
 MAX_BUCKETS = 65_536
 
@@ -318,6 +322,16 @@ class _Watch:
                 await asyncio.wait_for(self._nudge.wait(), POLL)
 
 
+class _Chosen:
+    """The buckets of a set of interests, up to the bucket ``last``."""
+
+    def __init__(self, coverage: Coverage) -> None:
+        self.coverage = coverage
+        self.everything = coverage.everything
+        self.buckets: set[int] = set()
+        self.last = 0
+
+
 class _File:
     """The database: a connection that reads and one that writes, each for one thread."""
 
@@ -335,7 +349,7 @@ class _File:
         self.path = path
         self.refused = 0
         self._buckets: dict[bytes, int] = {}  # the writer's
-        self._addresses: dict[int, bytes] = {}  # the reader's
+        self._chosen: dict[frozenset[Interest], _Chosen] = {}  # the reader's
 
     # --- the writer's thread -----------------------------------------------------------
 
@@ -548,31 +562,57 @@ class _File:
         with self._snapshot():
             last = self.last()
             until = min(after + WINDOW, last)
-            everything = any(interest.bits == 0 for interest in interests)
-            chosen = "" if everything else self._chosen(interests)
-            among = "" if everything else "AND +bucket IN (SELECT value FROM json_each(?))"
-            rows = self.reader.rows(
-                f"SELECT {_COLUMNS}, seq FROM packets JOIN buckets USING (bucket) "  # noqa: S608
-                f"WHERE seq > ? AND seq <= ? {among} ORDER BY seq LIMIT ?",
-                (after, until, *(() if everything else (chosen,)), SLICE),
-            )
+            chosen = self._choose(interests)
+            rows = self._look(chosen, after, until)
         if len(rows) == SLICE:
-            until = rows[-1][-1]
-        entries = [entry for row in rows if (entry := self._entry(row[:-1])) is not None]
+            until = rows[-1][-2]
+        entries = [
+            entry
+            for row in rows
+            if (chosen.everything or row[-1] in chosen.buckets)
+            and (entry := self._entry(row[:-2])) is not None
+        ]
         return Slice(tuple(entries), until, until >= last, version)
 
-    def _chosen(self, interests: frozenset[Interest]) -> str:
-        """The buckets within these interests, as JSON."""
-        found: set[int] = set()
-        for interest in interests:
-            found.update(
-                row[0]
-                for row in self.reader.rows(
+    def _look(self, chosen: _Chosen, after: int, until: int) -> list[Any]:
+        """``_COLUMNS``, seq and bucket of at most ``SLICE`` packets. Where they are few
+        anyway, as they are live, the caller sorts out what is not of interest."""
+        arguments: tuple[object, ...] = (after, until)
+        among = ""
+        if not chosen.everything and until - after > SLICE:
+            among = "AND +bucket IN (SELECT value FROM json_each(?))"
+            arguments += (json.dumps(list(chosen.buckets)),)
+        return self.reader.rows(
+            f"SELECT {_COLUMNS}, seq, bucket FROM packets JOIN buckets USING (bucket) "  # noqa: S608
+            f"WHERE seq > ? AND seq <= ? {among} ORDER BY seq LIMIT ?",
+            (*arguments, SLICE),
+        )
+
+    def _choose(self, interests: frozenset[Interest]) -> _Chosen:
+        """Which buckets are of interest; remembered, since buckets are only ever added."""
+        chosen = self._chosen.pop(interests, None) or _Chosen(Coverage(interests))
+        self._chosen[interests] = chosen  # now the newest
+        if len(self._chosen) > MAX_CHOSEN:
+            del self._chosen[next(iter(self._chosen))]
+        if chosen.everything:
+            return chosen
+        if chosen.last == 0 and len(interests) <= FEW_INTERESTS:
+            chosen.last = self.reader.number("SELECT max(bucket) FROM buckets")
+            for interest in interests:
+                found = self.reader.rows(
                     "SELECT bucket FROM buckets WHERE fingerprint BETWEEN ? AND ?",
                     (interest.fingerprint, interest.last),
                 )
-            )
-        return json.dumps(list(found))
+                chosen.buckets.update(row[0] for row in found)
+        else:
+            for bucket, fingerprint in self.reader.rows(
+                "SELECT bucket, fingerprint FROM buckets WHERE bucket > ? ORDER BY bucket",
+                (chosen.last,),
+            ):
+                chosen.last = bucket
+                if fingerprint in chosen.coverage:
+                    chosen.buckets.add(bucket)
+        return chosen
 
     @contextlib.contextmanager
     def _snapshot(self) -> Iterator[None]:

@@ -120,6 +120,8 @@ def _authority(
 ) -> tuple[str | None, str | None, tuple[tuple[str, int | None], ...]]:
     login, at, places = netloc.rpartition("@")
     user, _, password = login.partition(":")
+    if at and not places:
+        raise RoutingError(f"{scheme}: there is a login, but no host")
     hosts = tuple(_host(scheme, place) for place in places.split(",")) if places else ()
     return (
         unquote(user) if at and user else None,
