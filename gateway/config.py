@@ -92,12 +92,12 @@ class BrokerConfig:
 
     def check(self, where: Where) -> None:
         """What does not go together."""
-        if self.embedded and not is_loopback(self.listen[0]):
-            if not self.anonymous and self.password_file is None:
-                (where / "listen").wrong(
-                    "would let other machines in without a password",
-                    "set password_file, or anonymous = true if that network is trusted",
-                )
+        alone = is_loopback(self.listen[0])
+        if self.embedded and not alone and not self.anonymous and self.password_file is None:
+            (where / "listen").wrong(
+                "would let other machines in without a password",
+                "set password_file, or anonymous = true if that network is trusted",
+            )
 
 
 class Engine(Text):

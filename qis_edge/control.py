@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import inspect
 import json
 import logging
 import os
@@ -29,9 +28,8 @@ from qis_edge.core.errors import NotRunning, QisError
 
 log = logging.getLogger(__name__)
 
-#: Called with the request's ``args`` by keyword. What it returns is written as JSON, bytes in
-#: hexadecimal.
-Handler = Callable[..., Awaitable[Any]]
+#: Called with the request's ``args``. What it returns is written as JSON, bytes in hexadecimal.
+Handler = Callable[[Mapping[str, Any]], Awaitable[Any]]
 
 NAME = "control.sock"
 LOCK = "control.lock"
@@ -42,11 +40,10 @@ MAX_CLIENTS = 16
 IDLE = 60.0
 #: ``sun_path`` has 108 bytes, the last for the end.
 _LONGEST = 107
-_OTHER_VERSION = "it may be of another version than the command: restart it"
 
 
 class ControlServer:
-    """The daemon's side. ``async with`` it, or :meth:`start` and :meth:`stop`.
+    """The daemon's side. ``async with`` it, or :meth:`start` and :meth:`close`.
 
     :param state: the state folder; must exist.
     :param handlers: by verb. A :class:`QisError` of one becomes the answer; anything else
@@ -65,7 +62,7 @@ class ControlServer:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.stop()
+        await self.close()
 
     async def start(self) -> None:
         """Listen.
@@ -88,8 +85,8 @@ class ControlServer:
             self._accept, sock=listening, limit=MAX_REQUEST
         )
 
-    async def stop(self) -> None:
-        """Take the socket away. Requests under way are dropped. Idempotent."""
+    async def close(self) -> None:
+        """Stop. Requests under way are dropped. Idempotent."""
         if self._server is not None:
             self._server.close()
             for client in list(self._clients):
@@ -135,7 +132,7 @@ class ControlServer:
         except (ConnectionError, TimeoutError):
             pass  # the client went away, or said nothing
         except asyncio.CancelledError:
-            pass  # stop(): to be cancelled is how a client's task ends there
+            pass  # close(): to be cancelled is how a client's task ends there
         finally:
             self._clients.discard(client)
             writer.close()
@@ -164,13 +161,12 @@ class ControlServer:
             return _failure('a request is {"verb": "…", "args": {…}}')
         handler = self._handlers.get(verb)
         if handler is None:
-            return _failure(f"this daemon does not know {verb[:40]!r}", _OTHER_VERSION)
+            return _failure(
+                f"this daemon does not know {verb[:40]!r}",
+                "it may be of another version than the command: restart it",
+            )
         try:
-            inspect.signature(handler).bind(**args)
-        except TypeError:
-            return _failure(f"{verb} is not asked with these arguments", _OTHER_VERSION)
-        try:
-            return {"ok": True, "result": await handler(**args)}
+            return {"ok": True, "result": await handler(args)}
         except QisError as error:
             return _failure(str(error), error.hint)
         except Exception:

@@ -15,18 +15,19 @@ from qis_edge.control import ControlServer, is_running, request
 from qis_edge.core.errors import NotRunning, QisError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 
-async def echo(**args: Any) -> Any:
-    return {"got": args, "raw": b"\x00\xff"}
+async def echo(args: Mapping[str, Any]) -> Any:
+    return {"got": dict(args), "raw": b"\x00\xff"}
 
 
-async def refuse() -> Any:
+async def refuse(_: Mapping[str, Any]) -> Any:
     raise QisError("no such node", hint="qis-gateway nodes lists them")
 
 
-async def fail() -> Any:
+async def fail(_: Mapping[str, Any]) -> Any:
     raise RuntimeError("secret detail")
 
 
@@ -79,12 +80,6 @@ async def test_unknown_verb(tmp_path: Path) -> None:
     async with ControlServer(tmp_path, HANDLERS):
         with pytest.raises(QisError, match="does not know 'dance'"):
             await ask(tmp_path, "dance")
-
-
-async def test_wrong_arguments(tmp_path: Path) -> None:
-    async with ControlServer(tmp_path, HANDLERS):
-        with pytest.raises(QisError, match="refuse is not asked with these arguments"):
-            await ask(tmp_path, "refuse", {"loudly": True})
 
 
 @pytest.mark.parametrize(
@@ -180,7 +175,7 @@ async def test_what_is_not_a_socket_is_left_alone(tmp_path: Path) -> None:
 async def test_closing_takes_the_socket_away_and_drops_clients(tmp_path: Path) -> None:
     asked = asyncio.Event()
 
-    async def wait() -> Any:
+    async def wait(_: Mapping[str, Any]) -> Any:
         asked.set()
         await asyncio.Event().wait()
 
@@ -188,8 +183,8 @@ async def test_closing_takes_the_socket_away_and_drops_clients(tmp_path: Path) -
     await server.start()
     waiting = asyncio.create_task(ask(tmp_path, "hang"))
     await asked.wait()
-    await server.stop()
-    await server.stop()
+    await server.close()
+    await server.close()
     with pytest.raises(QisError, match="went away"):
         await waiting
     assert not server.path.exists()
