@@ -17,8 +17,9 @@ from types import MappingProxyType
 from typing import Any
 
 from qis_edge.clock import Clock, SimulatedClock, SystemClock
+from qis_edge.core.domain import Domain
 from qis_edge.core.errors import SensorError, UsageError
-from qis_edge.core.template import Statistic
+from qis_edge.core.template import NUMERIC_STATISTICS, WORD_STATISTICS, Statistic
 from qis_edge.drivers import driver_names, load_driver
 from qis_edge.links.mqtt_settings import PROTOCOLS, MqttSettings
 from qis_edge.schema import (
@@ -141,7 +142,7 @@ class Channel:
         Choice(*STATISTICS),
         None,
         "How the readings of a window become one value (``mode`` is for words). What the "
-        "template says of the result, unless given; the mean where it says nothing.",
+        "template says of the result, unless given.",
         example="maximum",
     )
 
@@ -173,9 +174,9 @@ class SensorConfig:
     channels: Mapping[str, Channel] = setting(
         MapOf(Table(Channel, what="a result's name or a table"), least=1),
         doc="Which channel of the sensor feeds which result, and how: "
-        '``temperature = "air_temperature"`` takes the mean of a window, '
-        '``gust = { result = "wind", statistic = "maximum" }`` another statistic.',
-        example={"load": "load"},
+        '``probe = "temperature"`` is enough where the statistic is the template\'s, '
+        '``probe = { result = "temperature", statistic = "maximum" }`` takes another.',
+        example={"cpu_temperature": "temperature"},
     )
     settings: Mapping[str, Any] = leftover()
 
@@ -473,6 +474,7 @@ class NodeConfig:
         """What does not go together."""
         sensors: list[SensorConfig | None] = list(made["sensors"] or [None])
         distil: DistilConfig | None = made["distil"]
+        situation: SituationConfig | None = made["situation"]
         results: dict[str, str | None] = {}
         for index, sensor in enumerate(sensors):
             if sensor is None:
@@ -481,15 +483,32 @@ class NodeConfig:
             if distil is not None and sensor.interval > distil.window:
                 (at / "interval").wrong("is longer than distil.window")
             for name, channel in sensor.channels.items():
+                here = at / "channels" / name
                 if results.setdefault(channel.result, channel.statistic) != channel.statistic:
-                    (at / "channels" / name).wrong(
-                        f"{channel.result} has another statistic here than above"
-                    )
-        situation: SituationConfig | None = made["situation"]
+                    here.wrong(f"{channel.result} has another statistic here than above")
+                if situation is not None and situation.template is not None:
+                    _check_result(situation.template, channel, here)
         if situation is not None and None not in sensors:
             here = where / "situation"
             _check_sources(situation.fields, list(results), here / "fields")
             _check_sources(situation.vector, list(results), here / "vector")
+
+
+def _check_result(domain: Domain, channel: Channel, where: Where) -> None:
+    result = next((one for one in domain.results if one.name == channel.result), None)
+    if result is None:
+        names = [one.name for one in domain.results]
+        where.wrong(
+            f"{domain.name} has no result {quoted(channel.result)}",
+            did_you_mean(channel.result, names),
+        )
+        return
+    suitable = WORD_STATISTICS if result.words else NUMERIC_STATISTICS
+    if channel.statistic is not None and channel.statistic not in suitable:
+        kind = "words" if result.words else "numbers"
+        where.wrong(
+            f"{channel.statistic} is no statistic of {kind}", f"one of {', '.join(suitable)}"
+        )
 
 
 def _check_sources(
