@@ -8,12 +8,12 @@ from __future__ import annotations
 import dataclasses
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from qis_edge.core.domain import Domain, Field
+from qis_edge.core.domain import Domain, Field, Situation
 from qis_edge.core.errors import ConfigError
 from qis_edge.core.outcome import Value
 from qis_edge.schema import (
@@ -112,10 +112,7 @@ class FieldSource:
         example=["freezing", "cold", "mild", "warm"],
     )
     missing: str | None = setting(
-        WORD,
-        None,
-        "The value where the result is missing; the last one that was known, unless given.",
-        example="unknown",
+        WORD, None, "The value where the result is missing.", example="unknown"
     )
 
     @staticmethod
@@ -139,6 +136,8 @@ class FieldSource:
                 if getattr(self, key):
                     (where / key).wrong('has a meaning only with from = "result.<name>"')
             return
+        if self.missing is None:
+            (where / "missing").wrong("is missing: which value holds where there is no result?")
         if self.values and len(self.values) != len(self.bins) + 1:
             (where / "values").wrong(
                 f"{len(self.bins)} edges make {len(self.bins) + 1} bins, not {len(self.values)}"
@@ -165,9 +164,7 @@ class FieldSource:
                 "or say the value of each bin with values",
             )
 
-    def at(
-        self, field: Field, time: float, results: Mapping[str, Value], place: Place
-    ) -> str | None:
+    def at(self, field: Field, time: float, results: Mapping[str, Value], place: Place) -> str:
         """The value in a window: a constant, a word of the calendar, a bin, a word, or
         ``missing`` where the result is missing, of another kind or not listed."""
         if self.value is not None:
@@ -175,10 +172,11 @@ class FieldSource:
         if self.source in CALENDAR:
             return calendar(self.source, time, place)
         found = results.get(self.result or "")
+        fallback = self.missing or field.values[0]  # check() saw to it that there is one
         if isinstance(found, str):
-            return found if found in field.values and not self.bins else self.missing
+            return found if found in field.values and not self.bins else fallback
         if found is None or not self.bins:
-            return self.missing
+            return fallback
         return (self.values or field.values)[bisect_right(self.bins, found)]
 
 
@@ -266,26 +264,23 @@ class SituationConfig:
         """
         return self.template if self.template is not None else Domain.load(self.domain)
 
-    def situate(
-        self, domain: Domain
-    ) -> Callable[[float, Mapping[str, Value]], dict[str, str | None]]:
-        """What gives the fields in a window, from its start (unix seconds) and its results
-        by name: ``None`` for a field whose result is missing."""
+    def at(self, domain: Domain, time: float, results: Mapping[str, Value]) -> Situation:
+        """The situation of a window.
 
-        def fields(time: float, results: Mapping[str, Value]) -> dict[str, str | None]:
-            return {
-                field.name: self.fields[field.name].at(field, time, results, self.place)
-                for field in domain.fields
-            }
-
-        return fields
-
-    def vector_at(self, results: Mapping[str, Value]) -> dict[str, float] | None:
-        """The continuous fields in a window, in the template's units; ``None`` where there
-        are none or a result that they need is missing."""
-        found = {name: source.at(results) for name, source in self.vector.items()}
-        known = {name: number for name, number in found.items() if number is not None}
-        return known if known and len(known) == len(found) else None
+        :param time: the window's start, unix seconds.
+        :param results: what was distilled, by result name.
+        :returns: with its vector, unless a result that it needs is missing.
+        """
+        fields = {
+            field.name: self.fields[field.name].at(field, time, results, self.place)
+            for field in domain.fields
+        }
+        vector: dict[str, float] = {}
+        for name, source in self.vector.items():
+            if (number := source.at(results)) is not None:
+                vector[name] = number
+        whole = bool(vector) and len(vector) == len(self.vector)
+        return domain.situation(fields, vector=vector if whole else None)
 
     @staticmethod
     def parts(made: dict[str, Any], where: Where) -> None:
