@@ -30,7 +30,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
+from decimal import Decimal
 
 SIZE = 32
 BITS = 8 * SIZE
@@ -67,11 +67,11 @@ def masked(address: bytes, bits: int) -> bytes:
 def widths(weights: Sequence[float]) -> tuple[int, ...]:
     """The bits that each field's segment has, by weight.
 
-    Computed on exact fractions, for the shares must be the same on every machine.
+    Computed in decimals, for the shares must be the same on every machine.
     """
-    shares = [Fraction(str(weight)) for weight in weights]
+    shares = [Decimal(str(weight)) for weight in weights]
     total = sum(shares)
-    return tuple(int(FIELD_BITS * share / total) for share in shares)
+    return tuple(int(FIELD_BITS * share // total) for share in shares)
 
 
 def codes(field: str, values: Sequence[str], width: int) -> tuple[int, ...]:
