@@ -13,7 +13,7 @@ from qis_edge.store.tables import Group, PacketRow, Tables
 #: No budget is smaller: the file's own structure takes some dozen KiB.
 SMALLEST = 256 * 1024
 
-_AT_ONCE = 64
+_PACKETS, _OUTCOMES = 16, 64  # at a time
 
 
 @dataclass(slots=True)
@@ -31,7 +31,7 @@ def make_room(tables: Tables, budget: int, now: int) -> Dropped:
     :param now: what is past its ttl at this time counts as expired, unix seconds.
     """
     dropped = Dropped()
-    target = budget - max(budget // 64, 8 * 4096)
+    target = budget - max(budget // 64, 8 * 1024)
     with tables.change() as state:
         while tables.db.used() > target:
             if not (
@@ -56,13 +56,13 @@ def _drop_packets(tables: Tables, rows: list[PacketRow]) -> int:
 
 
 def _drop_held(tables: Tables, dropped: Dropped) -> bool:
-    rows = tables.packets("WHERE rank=-1 ORDER BY id LIMIT ?", (_AT_ONCE,))
+    rows = tables.packets("WHERE rank=-1 ORDER BY id LIMIT ?", (_PACKETS,))
     dropped.receipted += _drop_packets(tables, rows)
     return bool(rows)
 
 
 def _drop_expired_packets(tables: Tables, now: int, dropped: Dropped) -> bool:
-    rows = tables.packets("WHERE expires<=? ORDER BY expires LIMIT ?", (now, _AT_ONCE))
+    rows = tables.packets("WHERE expires<=? ORDER BY expires LIMIT ?", (now, _PACKETS))
     dropped.expired += _drop_packets(tables, rows)
     return bool(rows)
 
@@ -72,7 +72,7 @@ def _drop_expired_outcomes(tables: Tables, now: int, dropped: Dropped) -> bool:
     if group is None:
         return False
     gone = []
-    for row, time, _ in tables.waiting_rows(group, 4 * _AT_ONCE):
+    for row, time, _ in tables.waiting_rows(group, _OUTCOMES):
         if time + group.ttl * 3600 > now:
             break
         gone.append(row)
@@ -83,7 +83,7 @@ def _drop_expired_outcomes(tables: Tables, now: int, dropped: Dropped) -> bool:
 
 def _drop_least_important(tables: Tables, dropped: Dropped) -> bool:
     for priority in range(4):
-        rows = tables.packets("WHERE rank=? ORDER BY id LIMIT ?", (priority, _AT_ONCE // 4))
+        rows = tables.packets("WHERE rank=? ORDER BY id LIMIT ?", (priority, _PACKETS))
         if rows:
             dropped.unsent += _drop_packets(tables, rows)
             return True
@@ -99,7 +99,7 @@ def _drop_least_important(tables: Tables, dropped: Dropped) -> bool:
 def _drop_oldest(tables: Tables, group: Group) -> int:
     """Of a group's outcomes those that are older than any of the next group."""
     following = tables.next_group(group.priority, group.head)
-    rows = [row for row, _, _ in tables.waiting_rows(group, 4 * _AT_ONCE)]
+    rows = [row for row, _, _ in tables.waiting_rows(group, _OUTCOMES)]
     if following is not None:
         rows = [row for row in rows if row < following.head]
     tables.remove_waiting(group, rows, leading=True)
@@ -108,7 +108,7 @@ def _drop_oldest(tables: Tables, group: Group) -> int:
 
 def _drop_untimed(tables: Tables, priority: int) -> int:
     rows = tables.db.rows(
-        "SELECT id FROM untimed WHERE priority=? ORDER BY id LIMIT ?", (priority, 4 * _AT_ONCE)
+        "SELECT id FROM untimed WHERE priority=? ORDER BY id LIMIT ?", (priority, _OUTCOMES)
     )
     tables.db.execute_many(
         "DELETE FROM untimed WHERE priority=? AND id=?", [(priority, row) for (row,) in rows]

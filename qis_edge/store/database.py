@@ -374,11 +374,13 @@ class Database:
 def statements(script: str) -> Iterator[str]:
     """The statements of a script, so that all can run in one transaction."""
     statement = ""
-    for line in script.splitlines(keepends=True):
-        statement += line
-        if sqlite3.complete_statement(statement):
+    *pieces, rest = script.split(";")
+    for piece in pieces:
+        statement += piece + ";"
+        if sqlite3.complete_statement(statement):  # or the semicolon was part of something
             yield statement
             statement = ""
+    statement += rest
     if statement.strip():
         raise StoreError(f"an unfinished statement in a schema: {statement.strip()!r}")
 

@@ -263,9 +263,9 @@ def group_key(fingerprint: bytes, priority: int, ttl: int, extensions: str) -> b
     return hashlib.blake2b(fingerprint + rest, digest_size=16).digest()
 
 
-def check_of(content: bytes, *numbers: int) -> int:
+def check_of(content: bytes, *numbers: float) -> int:
     """A row's checksum: SQLite does not notice a flipped bit within a row."""
-    return zlib.crc32(content, sum(numbers) & 0xFFFFFFFF)
+    return zlib.crc32(content, zlib.crc32(repr(numbers).encode()))
 
 
 def packet_number(store: int, sequence: int) -> int:

@@ -14,7 +14,7 @@ from qis_edge.store.database import Database, beside
 from qis_edge.store.forms import Notice
 from qis_edge.store.salvage import Salvaged
 from qis_edge.store.schema import OUTBOX
-from qis_edge.store.tables import STATE_COLUMNS, Tables
+from qis_edge.store.tables import STATE_COLUMNS, Tables, state_row
 
 #: A file of at most this size is checked whole whenever it is opened; a bigger one up to
 #: the second figure only after a crash.
@@ -98,11 +98,11 @@ def _begin(db: Database, owner: Owner, inode: int) -> None:
 
 def _insert_state(db: Database, owner: Owner, inode: int) -> None:
     values = dict.fromkeys(STATE_COLUMNS, 0) | {"clock": owner.clock, "dropped": -1}
-    names, marks = ", ".join(values), ", ".join("?" * len(values))
+    names, marks = ", ".join((*values, "crc")), ", ".join("?" * (len(values) + 1))
     db.execute(
         f"INSERT INTO state (id, key, host, inode, {names})"  # noqa: S608 - our own names
         f" VALUES (1, ?, ?, ?, {marks})",
-        (owner.key.thumbprint, owner.host, inode, *values.values()),
+        (owner.key.thumbprint, owner.host, inode, *state_row(list(values.values()))),
     )
 
 

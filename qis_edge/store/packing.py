@@ -25,7 +25,7 @@ from qis_edge.store.forms import (
     packet_number,
 )
 from qis_edge.store.opening import draw_store
-from qis_edge.store.tables import Group, Tables
+from qis_edge.store.tables import Group, Tables, store_id
 
 #: A template for all fingerprints, what finds it by fingerprint, or none.
 Domains = Template | Callable[[bytes], Template | None] | None
@@ -217,11 +217,7 @@ class Packer:
 
     def _store_id(self) -> bytes:
         if not self._store:
-            self._store = bytes(
-                self._tables.db.value(
-                    "SELECT id FROM stores WHERE number=?", (self._tables.state.store,)
-                )
-            )
+            self._store = store_id(self._tables.db, self._tables.state.store)
         return self._store
 
     def _first_of(self, plan: Plan) -> Plan:

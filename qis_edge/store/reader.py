@@ -20,7 +20,14 @@ from qis_edge.store.forms import (
     packet_number,
     sequence_of,
 )
-from qis_edge.store.tables import STATE_COLUMNS, PacketRow, load_state, packet_id, packet_rows
+from qis_edge.store.tables import (
+    STATE_COLUMNS,
+    PacketRow,
+    load_state,
+    packet_id,
+    packet_rows,
+    store_id,
+)
 
 _HIDDEN = {"last_row", "store", "sequence", "announced", "dropped"}
 
@@ -158,8 +165,7 @@ class OutboxReader:
     def _store(self, number: int) -> bytes:
         known = self._ids.get(number)
         if known is None:
-            known = bytes(self._db.value("SELECT id FROM stores WHERE number=?", (number,)) or b"")
-            self._ids[number] = known
+            known = self._ids[number] = store_id(self._db, number)
         return known
 
     def _number(self, store: bytes, sequence: int) -> int | None:

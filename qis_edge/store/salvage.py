@@ -20,11 +20,18 @@ from typing import Any
 
 from qis_edge.core.errors import Refused
 from qis_edge.core.identity import PublicKey
-from qis_edge.core.packet import MAX_TTL, Packet, unpack
+from qis_edge.core.packet import MAX_SEQUENCE, MAX_TTL, Packet, unpack
 from qis_edge.store import database
 from qis_edge.store.database import Database, beside
-from qis_edge.store.forms import body_of, check_of, extensions_text, sequence_of
-from qis_edge.store.tables import STATE_COLUMNS, Tables
+from qis_edge.store.forms import body_of, check_of, extensions_text, group_key
+from qis_edge.store.tables import (
+    LOAD_STATE,
+    STATE_COLUMNS,
+    PacketRow,
+    Tables,
+    state_is_sound,
+)
+from qis_edge.store.times import check_untimed
 
 #: Counters that go on where they were.
 _LIFETIME = (
@@ -128,7 +135,11 @@ def carry_over(source: sqlite3.Connection, target: Tables, key: PublicKey, anew:
         counters = _counters(source)
         state.last_row = max(state.last_row, counters.get("last_row", 0))
         state.clock = max(state.clock, counters.get("clock", 0))
-        copy(source, target.db, "stores", "number", ("number", "id", "at", "why"))
+        for number, identity, why, crc in _readable(
+            source, "stores", "number", ("number", "id", "why", "crc")
+        ):
+            if check_of(identity, number) == crc:
+                target.add_store(number, identity, why)
         _carry_waiting(source, target)
         _carry_untimed(source, target)
         salvaged.outcomes = state.waiting + state.untimed
@@ -163,20 +174,22 @@ _ASIDE_COLUMNS = (
 
 
 def _counters(source: sqlite3.Connection) -> dict[str, int]:
-    query = f"SELECT {', '.join(STATE_COLUMNS)} FROM state"  # noqa: S608 - our own names
+    """Empty where they are not what was written."""
     try:
-        row = source.execute(query).fetchone()
+        row = source.execute(LOAD_STATE).fetchone()
     except sqlite3.Error:
         return {}
-    return dict(zip(STATE_COLUMNS, row, strict=True)) if row else {}
+    if not row or not state_is_sound(row):
+        return {}
+    return dict(zip(STATE_COLUMNS, row[:-1], strict=True))
 
 
 def _carry_waiting(source: sqlite3.Connection, target: Tables) -> None:
     groups = _readable(
-        source, "groups", "id", ("id", "fingerprint", "priority", "ttl", "extensions")
+        source, "groups", "id", ("id", "key", "fingerprint", "priority", "ttl", "extensions")
     )
-    for group, *kind in groups:
-        if not _sane(kind):
+    for group, key, *kind in groups:
+        if not _sane(kind) or group_key(*kind) != key:
             continue
         for row, time, body, crc in _readable(
             source, "waiting", "id", ("id", "time", "body", "crc"), f"grp={int(group)}"
@@ -195,7 +208,8 @@ def _carry_untimed(source: sqlite3.Connection, target: Tables) -> None:
     for priority in range(4):
         for found in _readable(source, "untimed", "id", columns, f"priority={priority}"):
             row, _, boot, monotonic, fingerprint, ttl, extensions, body, crc = found
-            if check_of(body, row) != crc or not _sane([fingerprint, priority, ttl, extensions]):
+            kind = (fingerprint, priority, ttl, extensions)
+            if not _sane(kind) or check_untimed(row, boot, monotonic, kind, body) != crc:
                 continue
             target.db.execute(
                 "INSERT OR IGNORE INTO boots (id, name, clock) VALUES (?, ?, ?)",
@@ -222,24 +236,22 @@ def _sane(kind: Sequence[Any]) -> bool:
 
 
 def _carry_packet(target: Tables, row: Sequence[Any], key: PublicKey, anew: bool) -> bool:
-    number, rank, priority, holders, count, _, _, raw, crc = row
-    priority = priority if priority in range(4) else 1
+    found = PacketRow(*row[:-1])
     try:
-        intact = check_of(raw, number) == crc
-        packet = unpack(raw, None if intact or anew else key)
+        intact = found.check == row[-1]
+        packet = unpack(found.raw, None if intact or anew else key)
     except (Refused, TypeError):
         return False
+    number, rank, priority, holders = found[:4]
+    if not intact:  # its bytes are: signed. What was known of it is not
+        number = number & ~MAX_SEQUENCE | packet.sequence
+        rank, priority, holders = 1, 1, 0
     anew = anew or packet.kid != key.kid
-    if packet.sequence != sequence_of(number) or packet.count != count:
-        return False
     if anew:
         if rank >= 0:
             pack_anew(target, packet, priority)
         return bool(rank >= 0)
-    target.db.execute(
-        "INSERT OR IGNORE INTO stores (number, id, at, why) VALUES (?, ?, ?, 'salvaged')",
-        (number >> 32, packet.store, target.state.clock),
-    )
+    target.add_store(number >> 32, packet.store, "salvaged")
     target.add_packet(packet, priority, number)
     if (carried := target.packet(number)) is not None and (rank < 0 or holders):
         target.hold(carried, holders, done=rank < 0)

@@ -40,14 +40,16 @@ CREATE TABLE state (
     evicted_expired INTEGER NOT NULL DEFAULT 0,
     evicted_unsent INTEGER NOT NULL DEFAULT 0,
     unreadable INTEGER NOT NULL DEFAULT 0,
-    conflicts INTEGER NOT NULL DEFAULT 0
+    conflicts INTEGER NOT NULL DEFAULT 0,
+    crc INTEGER NOT NULL
 ) STRICT;
 
 CREATE TABLE stores (
     number INTEGER PRIMARY KEY,
     id BLOB NOT NULL UNIQUE,
     at INTEGER NOT NULL,           -- clock floor when it began
-    why TEXT NOT NULL
+    why TEXT NOT NULL,
+    crc INTEGER NOT NULL
 ) STRICT;
 
 -- Outcomes that may share a packet. A group is there while it has waiting ones.

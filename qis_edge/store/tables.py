@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from qis_edge.core.cose import open_sign1
 from qis_edge.core.errors import Refused
@@ -68,16 +68,27 @@ STATE_COLUMNS = tuple(column.name for column in fields(State))
 _values = attrgetter(*STATE_COLUMNS)
 
 # The only names that are put into statements are those of our own columns and tables.
-_LOAD = f"SELECT {', '.join(STATE_COLUMNS)} FROM state"  # noqa: S608 - as said
-_SAVE = f"UPDATE state SET {', '.join(f'{name}=?' for name in STATE_COLUMNS)} WHERE id=1"  # noqa: S608 - as said
+LOAD_STATE = f"SELECT {', '.join(STATE_COLUMNS)}, crc FROM state"  # noqa: S608 - as said
+_SET = ", ".join(f"{name}=?" for name in (*STATE_COLUMNS, "crc"))
+_SAVE_STATE = f"UPDATE state SET {_SET} WHERE id=1"  # noqa: S608 - as said
 
 
 def load_state(db: Database) -> State:
-    """:raises StoreCorrupt: there is none."""
-    row = db.row(_LOAD)
-    if row is None:
-        raise db.damaged("its row of counters is missing")
-    return State(*row)
+    """:raises StoreCorrupt: there is none, or it is not what was written."""
+    row = db.row(LOAD_STATE)
+    if row is None or not state_is_sound(row):
+        raise db.damaged("its row of counters is not what was written")
+    return State(*row[:-1])
+
+
+def state_is_sound(row: Sequence[int]) -> bool:
+    """Whether a row of counters with its checksum is what was written."""
+    return check_of(b"", *row[:-1]) == row[-1]
+
+
+def state_row(values: Sequence[int]) -> list[int]:
+    """Counters with their checksum."""
+    return [*values, check_of(b"", *values)]
 
 
 class Group(NamedTuple):
@@ -96,7 +107,7 @@ class Group(NamedTuple):
         return self[1:5]
 
 
-_GROUP = "SELECT id, fingerprint, priority, ttl, extensions, head FROM groups"
+_GROUP = "SELECT id, fingerprint, priority, ttl, extensions, head, key FROM groups"
 
 
 class PacketRow(NamedTuple):
@@ -110,6 +121,11 @@ class PacketRow(NamedTuple):
     last_time: int
     expires: int
     raw: bytes
+
+    @property
+    def check(self) -> int:
+        """What its checksum has to be."""
+        return check_of(self.raw, *self[:-1])
 
 
 _PACKET = "SELECT id, rank, priority, holders, count, last_time, expires, raw, crc FROM packets"
@@ -134,7 +150,7 @@ class Tables:
         try:
             with self.db.transaction():
                 yield self.state
-                self.db.execute(_SAVE, _values(self.state))
+                self.db.execute(_SAVE_STATE, state_row(_values(self.state)))
         except BaseException:
             self._stale = True
             self._groups.clear()
@@ -191,12 +207,18 @@ class Tables:
         row = self.db.row(
             f"{_GROUP} WHERE priority=? AND head>? ORDER BY head LIMIT 1", (priority, after)
         )
-        return None if row is None else Group(*row)
+        return None if row is None else self._checked_group(row)
 
     def expired_group(self, now: int) -> Group | None:
         """A group whose oldest outcome is past its ttl."""
         row = self.db.row(f"{_GROUP} WHERE head_expires<=? LIMIT 1", (now,))
-        return None if row is None else Group(*row)
+        return None if row is None else self._checked_group(row)
+
+    def _checked_group(self, row: Sequence[Any]) -> Group:
+        group = Group(*row[:-1])
+        if group_key(*group.kind) != row[-1]:
+            raise self.db.damaged(f"group {group.id} is not what was written")
+        return group
 
     def waiting_rows(self, group: Group, limit: int) -> list[tuple[int, int, bytes]]:
         """(id, time, body) of a group's oldest outcomes.
@@ -239,19 +261,17 @@ class Tables:
 
     def add_packet(self, packet: Packet, priority: int, number: int) -> None:
         """Keep a packet's exact bytes, to be sent until their receipt."""
-        self.db.execute(
-            "INSERT INTO packets VALUES (?, ?, ?, 0, ?, ?, ?, ?, ?)",
-            (
-                number,
-                priority,
-                priority,
-                packet.count,
-                packet.last_time,
-                packet.expires,
-                packet.raw,
-                check_of(packet.raw, number),
-            ),
+        row = PacketRow(
+            number,
+            priority,
+            priority,
+            0,
+            packet.count,
+            packet.last_time,
+            packet.expires,
+            packet.raw,
         )
+        self.db.execute("INSERT INTO packets VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row, row.check))
         self.state.open_packets += 1
         self.state.open_outcomes += packet.count
 
@@ -285,7 +305,7 @@ class Tables:
     def hold(self, row: PacketRow, holders: int, *, done: bool) -> None:
         """Note who holds a packet; once ``done`` it is not sent and is first to go."""
         rank = -1 if done else row.rank
-        self.db.execute("UPDATE packets SET rank=?, holders=? WHERE id=?", (rank, holders, row.id))
+        self._mark(row._replace(rank=rank, holders=holders))
         if rank < 0 <= row.rank:
             self.state.open_packets -= 1
             self.state.open_outcomes -= row.outcomes
@@ -294,12 +314,18 @@ class Tables:
 
     def reopen(self, row: PacketRow, holders: int) -> None:
         """Let a packet wait for receipts again."""
-        self.db.execute("UPDATE packets SET rank=priority, holders=? WHERE id=?", (holders, row.id))
+        self._mark(row._replace(rank=row.priority, holders=holders))
         if row.rank < 0:
             self.state.held_packets -= 1
             self.state.held_outcomes -= row.outcomes
             self.state.open_packets += 1
             self.state.open_outcomes += row.outcomes
+
+    def _mark(self, row: PacketRow) -> None:
+        self.db.execute(
+            "UPDATE packets SET rank=?, holders=?, crc=? WHERE id=?",
+            (row.rank, row.holders, row.check, row.id),
+        )
 
     def lowest_open(self) -> int:
         """The lowest sequence of the current store that may still come."""
@@ -363,7 +389,10 @@ class Tables:
         if row is None:
             return None
         aside, priority, raw = row
-        packet = unpack(raw)
+        try:
+            packet = unpack(raw)
+        except Refused:
+            raise self.db.damaged(f"packet {number}, put aside, is none") from None
         self.db.execute("DELETE FROM aside WHERE id=?", (aside,))
         self.add_packet(packet, priority, number)
         self.state.refused_packets -= 1
@@ -405,25 +434,38 @@ class Tables:
         """How many stores were begun after a time for a reason."""
         return self.db.number("SELECT count(*) FROM stores WHERE at>? AND why=?", (time, why))
 
+    def add_store(self, number: int, identity: bytes, why: str) -> None:
+        """Note a store's id."""
+        self.db.execute(
+            "INSERT OR IGNORE INTO stores VALUES (?, ?, ?, ?, ?)",
+            (number, identity, self.state.clock, why, check_of(identity, number)),
+        )
+
     def begin_store(self, identity: bytes, why: str) -> None:
         """Number packets anew under a new store id (4 bytes). Older packets stay."""
         state = self.state
-        made = self.db.execute(
-            "INSERT INTO stores (id, at, why) VALUES (?, ?, ?)", (identity, state.clock, why)
-        )
-        state.store = int(made.lastrowid or 0)
+        state.store = 1 + self.db.number("SELECT max(number) FROM stores")
+        self.add_store(state.store, identity, why)
         state.sequence = state.announced = 0
         state.dropped = -1
 
 
-def checked(db: Database, row: Sequence[object]) -> PacketRow:
+def checked(db: Database, row: Sequence[Any]) -> PacketRow:
     """A row of the query above. :raises StoreCorrupt: its bytes are not what was written."""
-    packet = PacketRow(*row[:-1])  # type: ignore[arg-type]  # a row of SQLite has no types
-    if check_of(packet.raw, packet.id) != row[-1]:
+    packet = PacketRow(*row[:-1])
+    if packet.check != row[-1]:
         raise db.damaged(
             f"packet {packet.id >> 32}/{sequence_of(packet.id)} is not what was written"
         )
     return packet
+
+
+def store_id(db: Database, number: int) -> bytes:
+    """A store's id. :raises StoreCorrupt: it is not what was written."""
+    row = db.row("SELECT id, crc FROM stores WHERE number=?", (number,))
+    if row is None or check_of(row[0], number) != row[1]:
+        raise db.damaged(f"the id of store {number} is not what was written")
+    return bytes(row[0])
 
 
 def packet_id(raw: bytes) -> bytes:

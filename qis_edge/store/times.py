@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass, replace
 
 from qis_edge.core.rows import MAX_TIME
-from qis_edge.store.forms import Unclocked, check_of, extensions_of, extensions_text
+from qis_edge.store.forms import Unclocked, check_of, extensions_of, extensions_text, group_key
 from qis_edge.store.tables import Tables
 
 _AT_ONCE = 512
@@ -81,10 +81,17 @@ def add_untimed(
             ttl,
             extensions,
             body,
-            check_of(body, row),
+            check_untimed(row, boot.id, unclocked.monotonic, kind, body),
         ),
     )
     tables.state.untimed += 1
+
+
+def check_untimed(
+    row: int, boot: int, monotonic: float, kind: tuple[bytes, int, int, str], body: bytes
+) -> int:
+    """The checksum of such an outcome's row."""
+    return check_of(group_key(*kind) + body, row, boot, float(monotonic))
 
 
 def timed(boot: Boot, monotonic: float, extensions: str) -> tuple[int, str]:
@@ -132,7 +139,8 @@ def _settle_some(tables: Tables, boots: dict[int, Boot]) -> list[int]:
         (_AT_ONCE,),
     )
     for priority, row, boot, monotonic, fingerprint, ttl, extensions, body, crc in rows:
-        if check_of(body, row) != crc or boot not in boots:
+        kind = (fingerprint, priority, ttl, extensions)
+        if check_untimed(row, boot, monotonic, kind, body) != crc or boot not in boots:
             raise tables.db.damaged(f"outcome {row} is not what was written")
         time, text = timed(boots[boot], monotonic, extensions)
         tables.add_waiting(row, time, body, (fingerprint, priority, ttl, text))

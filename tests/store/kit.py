@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from qis_edge.core.identity import Identity
-from qis_edge.core.outcome import Outcome
+from qis_edge.core.outcome import Label, Outcome, Value
 from qis_edge.core.packet import Extensions, Packet, pack
 from qis_edge.core.receipt import Receipt
 from qis_edge.store import Outbox, Queued, Settled, Stats
@@ -23,7 +23,9 @@ EPOCH = b"ep01"
 
 def outcome(hour: int, **results: float | str | None) -> Outcome:
     """The outcome of an hour, recognisable by its time."""
-    return Outcome(T0 + hour * HOUR, results=results or {"temperature": 20.0 + hour % 10})
+    named: dict[Label, Value] = dict(results.items())
+    named = named or {"temperature": 20.0 + hour % 10}
+    return Outcome(T0 + hour * HOUR, results=named)
 
 
 def hours(outcomes: Iterable[Outcome]) -> list[int]:

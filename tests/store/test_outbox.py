@@ -63,7 +63,8 @@ def test_a_packet_carries_what_was_appended(box: Outbox) -> None:
     first = Outcome(T0, Kind.PARTIAL, 0.85, 57, {"temperature": 21.5, "sky": "clear"}, "windy")
     second = Outcome(T0 + HOUR, Kind.RESOLVED, 1.0, 60, {"temperature": None, "sky": "clear"})
     ids = box.append_many([Pending(first, ADDRESS), Pending(second, ADDRESS)])
-    assert ids == sorted(ids) and len(set(ids)) == 2
+    assert ids == sorted(ids)
+    assert len(set(ids)) == 2
     (packet,) = box.pack(ME)
     assert unpack(packet.raw, ME.public).outcomes == (first, second)
     assert (packet.fingerprint, packet.sequence, packet.ttl) == (ADDRESS, 0, 24 * 7)
@@ -83,7 +84,8 @@ def test_sequences_count_up_and_the_bytes_stay(box: Outbox) -> None:
     assert [one.raw for one in box.unreceipted()] == [packet.raw for packet in packets]
     for packet in packets:
         kept = box.packet(packet.store, packet.sequence)
-        assert kept is not None and kept.raw == packet.raw
+        assert kept is not None
+        assert kept.raw == packet.raw
 
 
 def test_as_many_outcomes_share_a_packet_as_the_limit_carries(box: Outbox) -> None:
@@ -401,7 +403,8 @@ def test_an_equivocation_begins_a_new_store_and_packs_anew(make: Callable[..., O
     assert [notice.code for notice in notices] == ["conflict"]
     assert box.notices()[0].code == "conflict"
     (packet,) = box.pack(ME)
-    assert packet.store != old and packet.sequence == 0
+    assert packet.store != old
+    assert packet.sequence == 0
     assert hours(packet.outcomes) == [1, 2]
     assert open_keys(box) == [(old, 3), (packet.store, 0)]
     assert box.aside() == []
