@@ -152,7 +152,7 @@ class FieldSource:
                     f"{quoted(word)} is not a value of {field.name}",
                     did_you_mean(word, field.values) or _one_of(field),
                 )
-        if self.source in CALENDAR:
+        if self.source is not None and self.source in CALENDAR:
             unlisted = [word for word in CALENDAR[self.source] if word not in field.values]
             if unlisted:
                 where.wrong(f"{self.source} gives {unlisted[0]}, which {field.name} cannot be")
@@ -169,7 +169,7 @@ class FieldSource:
         ``missing`` where the result is missing, of another kind or not listed."""
         if self.value is not None:
             return self.value
-        if self.source in CALENDAR:
+        if self.source is not None and self.source in CALENDAR:
             return calendar(self.source, time, place)
         found = results.get(self.result or "")
         fallback = self.missing or field.values[0]  # check() saw to it that there is one
