@@ -43,6 +43,8 @@ class Answered(Generic[K]):
     :param held: are newly held by this gateway, those that are done included.
     :param refused: (key, reason): never to be sent again, and forgotten here.
     :param postponed: will be due again later.
+    :param dropped: some gateways hold them, but not enough, and there was no room to keep
+        track of them any longer: offer them again later.
     :param unknown: how many keys waited for no answer of this gateway.
     """
 
@@ -50,6 +52,7 @@ class Answered(Generic[K]):
     held: tuple[K, ...] = ()
     refused: tuple[tuple[K, Reason | int], ...] = ()
     postponed: tuple[K, ...] = ()
+    dropped: tuple[K, ...] = ()
     unknown: int = 0
 
 
@@ -90,23 +93,33 @@ class Custody(Generic[K]):
 
     # --- packets come and go ------------------------------------------------------------
 
-    def offer(self, key: K, priority: int, now: float, *, held_by: Iterable[bytes] = ()) -> None:
+    def offer(
+        self, key: K, priority: int, now: float, *, held_by: Iterable[bytes] = ()
+    ) -> tuple[K, ...]:
         """Take on a packet. One that is known keeps its place; its priority may rise.
 
         :param priority: the greater, the sooner; from ``pace.urgent`` on it is urgent.
         :param held_by: kids of the gateways that hold it already, fewer than ``copies``.
-        :raises UsageError: there are too many; ask :meth:`room_for` first.
+        :returns: keys that there is no room for now, the least urgent and youngest (this
+            one, perhaps): offer them again later. None of them if :meth:`room_for` said so.
         """
         known = self._find(key)
         if known is not None:
             known.priority = max(known.priority, priority)
-            return
+            return ()
         holders = frozenset(held_by)
         require(len(holders) < self.copies, "held_by", "enough gateways hold it")
         self._offered += 1
-        self._stages[len(holders)].add(Tracked(key, priority, self._offered, now), now)
+        return self._add(Tracked(key, priority, self._offered, now), holders, now)
+
+    def _add(self, packet: Tracked[K], holders: frozenset[bytes], now: float) -> tuple[K, ...]:
         if holders:
-            self._holders[key] = holders
+            self._holders[packet.key] = holders
+        dropped = self._stages[len(holders)].add(packet, now)
+        if dropped is None:
+            return ()
+        self._holders.pop(dropped, None)
+        return (dropped,)
 
     def withdraw(self, key: K) -> bool:
         """Forget a packet (it was dropped from disk, say); whether it was known."""
@@ -183,8 +196,7 @@ class Custody(Generic[K]):
         """A gateway said this in a receipt that was verified.
 
         Names are taken at their word and no further: keys that wait for no answer of this
-        gateway change nothing and are counted. What some gateways hold, but not enough, is
-        kept track of while there is room (see :meth:`room_for`).
+        gateway change nothing and are counted.
 
         :param gateway: its kid.
         :param refused: (reason, keys).
@@ -193,11 +205,20 @@ class Custody(Generic[K]):
         unknown = self.counters.unknown
         news: list[K] = []
         done: list[K] = []
+        dropped: list[K] = []
         for key in held:
-            if self._awaited(key, gateway, now) is not None:
-                news.append(key)
-                if self._hold(key, gateway, now):
-                    done.append(key)
+            packet = self._awaited(key, gateway, now)
+            if packet is None:
+                continue
+            news.append(key)
+            holders = self._holders.get(key, frozenset()) | {gateway}
+            self._remove(key)
+            if len(holders) >= self.copies:
+                done.append(key)
+            else:
+                # One transmission reaches every gateway: the next one's answer may come.
+                packet.measurable = packet.sends == 1 and not packet.timed_out
+                dropped += self._add(packet, holders, now)
         gone: list[tuple[K, Reason | int]] = []
         for reason, keys in refused:
             for key in keys:
@@ -214,9 +235,11 @@ class Custody(Generic[K]):
         self.counters.receipted += len(done)
         self.counters.refused += len(gone)
         self.counters.postponed += len(postponed)
-        self.heard(gateway, now)
+        self.heard(now, gateway)
         unknown = self.counters.unknown - unknown
-        return Answered(tuple(done), tuple(news), tuple(gone), tuple(postponed), unknown)
+        return Answered(
+            tuple(done), tuple(news), tuple(gone), tuple(postponed), tuple(dropped), unknown
+        )
 
     def _awaited(self, key: K, gateway: bytes, now: float) -> Tracked[K] | None:
         """The packet, if an answer of this gateway is news of it."""
@@ -227,28 +250,18 @@ class Custody(Generic[K]):
         self._stage(key).answer(packet, now)
         return packet
 
-    def _hold(self, key: K, gateway: bytes, now: float) -> bool:
-        """One gateway more has it; whether that is enough."""
-        holders = self._holders.get(key, frozenset()) | {gateway}
-        packet = self._remove(key)
-        assert packet is not None
-        if len(holders) >= self.copies:
-            return True
-        stage = self._stages[len(holders)]
-        if len(stage) < stage.capacity:
-            # One transmission reaches every gateway: the answer of the next is on its way.
-            packet.measurable = packet.sends == 1 and not packet.timed_out
-            stage.add(packet, now)
-            self._holders[key] = holders
-        return False
-
-    def heard(self, gateway: bytes, now: float) -> None:
+    def heard(self, now: float, gateway: bytes | None = None) -> None:
         """A gateway said something authentic: silence ends, and what it held back is due.
 
         Receipts are heard by :meth:`answered`; tell of greetings here, and ask for them
         while it is :attr:`silent`.
+
+        :param gateway: its kid; without it, nobody is taken to be back whose second or
+            third copy is awaited.
         """
         self._stages[0].heard(now)
+        if gateway is None:
+            return
         for held, stage in enumerate(self._stages[1:], start=1):
             if any(len(h) == held and gateway not in h for h in self._holders.values()):
                 stage.heard(now)
@@ -259,25 +272,23 @@ class Custody(Generic[K]):
         for stage in self._stages:
             stage.link_up(now)
 
-    def link_down(self) -> None:
+    def link_down(self, now: float) -> None:  # noqa: ARG002 - every event says when
         """The way is closed. Timers stand still; nothing is due."""
         for stage in self._stages:
             stage.link_down()
 
-    def forget_gateway(self, gateway: bytes, now: float) -> int:
+    def forget_gateway(self, gateway: bytes, now: float = 0.0) -> int:
         """What this gateway held does not count any more (it lost its spool, or was
-        revoked). How many packets it concerns; those that were done are not known here."""
+        revoked) and is due at once. How many packets it concerns; those that were done are
+        not known here."""
         found = [key for key, holders in self._holders.items() if gateway in holders]
         for key in found:
             holders = self._holders[key] - {gateway}
             packet = self._remove(key)
-            stage = self._stages[len(holders)]
-            if packet is not None and len(stage) < stage.capacity:
+            if packet is not None:
                 packet.state = State.NEW
                 packet.due_at = now
-                stage.add(packet, now)
-                if holders:
-                    self._holders[key] = holders
+                self._add(packet, holders, now)
         return len(found)
 
     def retune(self, pace: Pace) -> None:

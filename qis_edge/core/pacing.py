@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from qis_edge.core.checks import require
-from qis_edge.core.errors import UsageError
 
 K = TypeVar("K", bound=Hashable)
 
@@ -130,14 +129,12 @@ class Sender(Generic[K]):
 
     # --- packets come and go ------------------------------------------------------------
 
-    def add(self, packet: Tracked[K], now: float) -> None:
+    def add(self, packet: Tracked[K], now: float) -> K | None:
         """Take on a packet. One that was SENT stays so while there is a place for it in the
         window.
 
-        :raises UsageError: there are too many.
+        :returns: what had to go for want of room: the least urgent, then youngest.
         """
-        if len(self._packets) >= self.capacity:
-            raise UsageError("too many packets; ask room_for() first", field="key")
         packet.timeouts = 0
         if packet.state is State.SENT:
             if self.silent or self.in_flight >= self._window(packet.priority):
@@ -146,6 +143,11 @@ class Sender(Generic[K]):
             else:
                 self._sent_unheard = True
         self._packets[packet.key] = packet
+        if len(self._packets) <= self.capacity:
+            return None
+        last = max(self._packets.values(), key=_rank).key
+        del self._packets[last]
+        return last
 
     def get(self, key: K) -> Tracked[K] | None:
         """What is known of a packet."""

@@ -140,7 +140,7 @@ class World:
         if up:
             self.machine.link_up(self.now)
         else:
-            self.machine.link_down()
+            self.machine.link_down(self.now)
 
 
 def machine_for(seed: int, pace: Pace = BROKER, copies: int = 1) -> Custody[int]:
@@ -304,7 +304,7 @@ def test_packets_that_nobody_ever_answers_do_not_block_the_others(poison: range)
     world._arrives = lambda kid, key: None if key in poison else arrives(kid, key)  # type: ignore[method-assign]  # a gateway with a blind spot
     world.link(True)
     for hour in range(48):
-        world.at(hour * 3600.0, lambda: world.machine.heard(GATEWAY, world.now))  # it greets
+        world.at(hour * 3600.0, lambda: world.machine.heard(world.now, GATEWAY))  # it greets
     world.run(2 * DAY)
     assert sorted(world.done) == [key for key in range(1, 1001) if key not in poison]
     assert len(world.machine) == len(poison)
@@ -349,15 +349,17 @@ def test_room_for_says_what_could_be_sent() -> None:
     assert (machine.room_for(), machine.room_for(URGENT)) == (1, 2)
     machine.answered(GATEWAY, 0.1, held=[1], later=[(60, [2])])
     assert machine.room_for() == 3
-    machine.link_down()
+    machine.link_down(1.0)
     assert machine.room_for(URGENT) == 0
 
 
-def test_too_many_packets_are_our_mistake() -> None:
+def test_what_there_is_no_room_for_is_to_be_offered_again() -> None:
     machine = custody()
     offer(machine, *range(PLAIN.capacity))
-    with pytest.raises(UsageError, match="room_for"):
-        machine.offer(1000, 1, 0.0)
+    assert machine.offer(1000, 1, 0.0) == (1000,)
+    assert machine.offer(1001, URGENT, 0.0) == (PLAIN.capacity - 1,)
+    assert len(machine) == PLAIN.capacity
+    assert machine.due(0, 1) == [1001]
 
 
 def test_a_packet_is_offered_once_and_may_become_urgent() -> None:
@@ -519,7 +521,7 @@ def test_a_word_from_a_gateway_ends_the_silence() -> None:
             machine.answered(GATEWAY, now + 5, held=[1])
             expected = [2, 3]
         else:
-            machine.heard(GATEWAY, now + 5)
+            machine.heard(now + 5)
             expected = [1, 2, 3]
         assert not machine.silent
         assert send(machine, now + 5) == expected
@@ -567,8 +569,8 @@ def test_what_was_in_flight_is_due_when_the_link_is_back() -> None:
     machine = custody()
     offer(machine, *range(6))
     send(machine, 0)
-    machine.link_down()
-    machine.link_down()
+    machine.link_down(1.0)
+    machine.link_down(1.0)
     machine.link_up(1.0)
     assert machine.due(1.0, 3) == [0, 1, 2]
     assert send(machine, 1.0) == [0, 1, 2, 3]
@@ -584,7 +586,7 @@ def test_another_kind_of_link_has_its_own_pace() -> None:
     offer(machine, 1, 2)
     send(machine, 0)
     machine.answered(GATEWAY, 0.1, held=[1])
-    machine.link_down()
+    machine.link_down(1.0)
     machine.retune(MESH)
     machine.link_up(1)
     assert machine.timeout == MESH.first_timeout
@@ -692,7 +694,7 @@ def test_a_second_copy_is_awaited_in_a_window_of_its_own() -> None:
     assert len(repeated) <= 3 * PLAIN.window + 12
     assert set(repeated) == set(range(12))
     # The second gateway appears.
-    machine.heard(SECOND, now)
+    machine.heard(now, SECOND)
     done: list[int] = []
     while len(done) < 12:
         keys = send(machine, now)
@@ -711,10 +713,9 @@ def test_what_cannot_be_kept_track_of_may_be_offered_again() -> None:
     assert machine.room_for() == 4
     offer(machine, 1000)
     answer = machine.answered(GATEWAY, 0.5, held=[1000])
-    assert (answer.done, answer.held) == ((), (1000,))
+    assert (answer.done, answer.held, answer.dropped) == ((), (1000,), (1000,))
     assert 1000 not in machine
-    with pytest.raises(UsageError):
-        machine.offer(1000, 1, 1.0, held_by=[GATEWAY])
+    assert machine.offer(1000, 1, 1.0, held_by=[GATEWAY]) == (1000,)
     with pytest.raises(UsageError, match="enough"):
         machine.offer(1000, 1, 1.0, held_by=[GATEWAY, SECOND])
     machine.answered(SECOND, 0.5, held=[7])
