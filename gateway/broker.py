@@ -45,6 +45,8 @@ _STOP = 5.0
 #: Seconds in which a client must have said CONNECT, and the most bytes that may take.
 _GREETING = 10.0
 _LONGEST_GREETING = 4096
+#: The most bytes of any later packet. MQTT allows 256 MiB, which a client could fill us with.
+_LONGEST_PACKET = 65_536
 #: CONNACK 1: clients know to try 3.1.1.
 _WRONG_PROTOCOL = b"\x20\x02\x00\x01"
 
@@ -253,6 +255,8 @@ def _after(head: bytes, reader: asyncio.StreamReader) -> Any:
             self._head = head
 
         async def read(self, n: int = -1) -> bytes:
+            if n > _LONGEST_PACKET:
+                raise ConnectionError(f"a packet of {n} bytes")
             if not self._head:
                 data: bytes = await super().read(n)
                 return data

@@ -93,6 +93,7 @@ class MqttLink:
         self._mqtt5 = settings.protocol != "3.1.1"
         self._protocol_settled = settings.protocol != "auto"
         self._stepped_down = False
+        self._forget = False
         self._listening: frozenset[str] = frozenset()
         self._queue: deque[Received] = deque()
         self._arrived = Wake()
@@ -197,13 +198,10 @@ class MqttLink:
         wanted = frozenset(self.topics.peers(fingerprint) for fingerprint in fingerprints)
         if self.role is Role.GATEWAY:
             return
-        added, gone = wanted - self._listening, self._listening - wanted
         self._listening = wanted
-        if self._live is None:
-            return
-        with contextlib.suppress(LinkError):  # lost meanwhile: the next connection subscribes
-            await self._live.unsubscribe(gone)
-            await self._live.subscribe(added)
+        if self._live is not None:
+            with contextlib.suppress(LinkError):  # lost meanwhile: the next one subscribes
+                await self._live.follow()
 
     def _topic(self, to: Destination) -> str:
         if (to.direction is Direction.UP) is not (self.role is Role.NODE):
@@ -246,7 +244,9 @@ class MqttLink:
         """
         password = self._read_password()
         sock = await dial_aside(self.settings)
-        connection = Connection(self, sock, mqtt5=self._mqtt5, password=password)
+        clean = self.role is Role.NODE or self._forget
+        self._forget = False
+        connection = Connection(self, sock, mqtt5=self._mqtt5, clean=clean, password=password)
         began = time.monotonic()
         try:
             await connection.open()
@@ -319,6 +319,10 @@ class MqttLink:
         surplus = max(0, len(self._queue) - self.settings.receive_window)
         self.stats.dropped_in += surplus
         self._queue = deque(islice(self._queue, surplus, None))
+
+    def poisoned(self) -> None:
+        """The broker would send it again with each connection: let the next session be new."""
+        self._forget = True
 
     def room_changed(self) -> None:
         """The broker acknowledged something."""

@@ -26,7 +26,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from qis_edge.core.errors import LinkError
 from qis_edge.links.base import MAX_FRAME, LinkStats, Role
-from qis_edge.links.mqtt_dial import BufferedSocket, explain_tls
+from qis_edge.links.mqtt_dial import BufferedSocket, OversizedError, explain_tls
 from qis_edge.links.mqtt_settings import MqttSettings
 from qis_edge.links.mqtt_topics import Topics
 
@@ -38,6 +38,9 @@ _ONLINE, _OFFLINE = b"online", b"offline"
 _PATIENCE = 5.0
 #: Packets read in one go before the loop's other tasks have their turn.
 _TURN = 128
+#: Bytes of the largest packet that a broker may send us. A frame with its topic has less
+#: than 700; MQTT allows 256 MiB, and whoever may publish could fill our memory.
+_LARGEST = 4096
 #: Topic filters in one SUBSCRIBE.
 _FILTERS = 50
 
@@ -80,6 +83,9 @@ class Owner(Protocol):
 
     def accepted(self, *, resumed: bool) -> None:
         """A session begins; the broker kept the last one or did not."""
+
+    def poisoned(self) -> None:
+        """The broker holds something for us that we cannot take: ask it to forget."""
 
     def room_changed(self) -> None:
         """The broker acknowledged something."""
@@ -138,13 +144,15 @@ class Connection:
         sock: socket.socket,
         *,
         mqtt5: bool,
+        clean: bool,
         password: str | None,
     ) -> None:
         self._link = link
         self._settings = link.settings
         self._mqtt5 = mqtt5
+        self._clean = clean
         self._loop = asyncio.get_running_loop()
-        self._sock = BufferedSocket(sock)
+        self._sock = BufferedSocket(sock, _LARGEST)
         self._fd = sock.fileno()
         self._ended: asyncio.Future[LinkError] = self._loop.create_future()
         self._accepted: asyncio.Future[tuple[ReasonCode, Properties | None]] = (
@@ -158,7 +166,10 @@ class Connection:
         self._skipped = 0
         self._held_back: asyncio.TimerHandle | None = None
         self._pressed_on = False
+        self._followed: frozenset[str] = frozenset()
+        self._following = asyncio.Lock()
         self._writing = False
+        self._watching = False
         self._client = self._make_client(password)
 
     def _make_client(self, password: str | None) -> _Client:
@@ -169,7 +180,7 @@ class Connection:
             options["protocol"] = MQTTProtocolVersion.MQTTv5
         else:
             options["protocol"] = MQTTProtocolVersion.MQTTv311
-            options["clean_session"] = link.role is Role.NODE
+            options["clean_session"] = self._clean
         client = _Client(self._sock, reconnect_on_failure=False, **options)
         if settings.user is not None:
             client.username_pw_set(settings.user, password)
@@ -185,7 +196,7 @@ class Connection:
         client.on_message = self._on_message
         client.on_socket_register_write = self._on_want_write
         client.on_socket_unregister_write = self._on_nothing_to_write
-        client.on_socket_close = self._on_close
+        client.on_socket_close = self._unwatch
         return client
 
     # From the link.
@@ -201,26 +212,25 @@ class Connection:
         :raises LinkError: the broker does not want us, or does not answer in time.
         """
         self._connect()
-        self._loop.add_reader(self._fd, self._readable)
+        self._watch()
         reason, properties = await self._answer(self._accepted, "CONNECT")
         self._check_accepted(reason, properties)
         needed = self._link.needed()
-        refused = await self.subscribe([needed])
-        if refused is not None:
-            text = f"the broker does not let us subscribe to {needed}: {refused}"
-            raise LinkError(text, hint=_CHECK_ACL)
-        await self.subscribe(self._link.listening())
+        for refusal in await self._subscribe([needed]):
+            raise LinkError(refusal, hint=_CHECK_ACL)
+        await self.follow()
         self._say(_ONLINE)
 
     def _connect(self) -> None:
-        settings, gateway = self._settings, self._link.role is Role.GATEWAY
+        settings = self._settings
         options: dict[str, Any] = {}
         if self._mqtt5:
             properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call] # paho's
             properties.ReceiveMaximum = settings.receive_window
-            if gateway:
+            properties.MaximumPacketSize = _LARGEST
+            if self._link.role is Role.GATEWAY:
                 properties.SessionExpiryInterval = settings.session_expiry
-            options = {"clean_start": not gateway, "properties": properties}
+            options = {"clean_start": self._clean, "properties": properties}
         self._client.connect(settings.host, settings.port, settings.keepalive, **options)
 
     def _check_accepted(self, reason: ReasonCode, properties: Properties | None) -> None:
@@ -264,29 +274,33 @@ class Connection:
             self._progress = time.monotonic()
         self._unacked[info.mid] = topic
 
-    async def subscribe(self, filters: Iterable[str]) -> ReasonCode | None:
-        """Subscribe; returns a refusal, if there was one.
+    async def follow(self) -> None:
+        """Subscribe to what the link listens to now, and to nothing else.
 
         :raises LinkError: the connection ended, or there was no answer in time.
         """
+        async with self._following:
+            while (wanted := self._link.listening()) != self._followed:
+                await self._unsubscribe(self._followed - wanted)
+                for refusal in await self._subscribe(wanted - self._followed):
+                    self._link.complain(refusal)
+                self._followed = wanted
+
+    async def _subscribe(self, filters: Iterable[str]) -> list[str]:
+        """Subscribe; returns what was refused, in words."""
         # Retained frames are not wanted: handling 2 is "do not send them".
         wish: Any = SubscribeOptions(qos=_QOS, retainHandling=2) if self._mqtt5 else _QOS
-        refused: ReasonCode | None = None
+        refusals = []
         for some in _chunks(filters):
             _, mid = self._client.subscribe([(name, wish) for name in some])
             codes = await self._answer_to(mid, "SUBSCRIBE")
             for name, code in zip(some, codes, strict=False):
                 if code.value >= _FAILURE:
-                    refused = code
                     self._link.count("refused_subscriptions")
-                    self._link.complain(f"the broker does not let us subscribe to {name}: {code}")
-        return refused
+                    refusals.append(f"the broker does not let us subscribe to {name}: {code}")
+        return refusals
 
-    async def unsubscribe(self, filters: Iterable[str]) -> None:
-        """Unsubscribe.
-
-        :raises LinkError: the connection ended, or there was no answer in time.
-        """
+    async def _unsubscribe(self, filters: Iterable[str]) -> None:
         for some in _chunks(filters):
             _, mid = self._client.unsubscribe(some)
             await self._answer_to(mid, "UNSUBSCRIBE")
@@ -302,6 +316,7 @@ class Connection:
             self._pressed_on = False
             self._read_on()
         if self._skipped and not self._undone:
+            self._flush()
             text = f"there was no place for {self._skipped} frames, which the broker will repeat"
             self._end(LinkError(text))
 
@@ -318,8 +333,6 @@ class Connection:
     def abandon(self) -> None:
         """Close, whatever its state; nothing comes from it after this."""
         self._end(LinkError("closed"))
-        self._client.on_message = None
-        self._client.on_publish = None
         self._sock.close()
 
     def _say(self, state: bytes) -> None:
@@ -346,15 +359,16 @@ class Connection:
         if self._ended.done():
             raise self._ended.result()
         text = f"the broker has not answered our {packet} for {seconds:.0f} s"
-        if self._mqtt5 and not self._accepted.done():
-            raise OldProtocolError(text, sure=False)  # some wait for the rest of a packet
-        raise LinkError(text)
+        old = self._mqtt5 and not self._accepted.done()  # some wait for the rest of a packet
+        error = OldProtocolError(text, sure=False) if old else LinkError(text)
+        self._end(error)
+        raise error
 
     def _end(self, error: LinkError) -> None:
         """It is over, for this reason; the first one counts."""
         if not self._ended.done():
             self._ended.set_result(error)
-            self._on_close()
+            self._unwatch()
             if self._held_back is not None:
                 self._held_back.cancel()
 
@@ -392,8 +406,20 @@ class Connection:
             self._held_back.cancel()
             self._held_back = None
             if not self._ended.done():
-                self._loop.add_reader(self._fd, self._readable)
+                self._watch()
                 self._loop.call_soon(self._readable)
+
+    def _watch(self) -> None:
+        self._watching = True
+        self._loop.add_reader(self._fd, self._readable)
+
+    def _unwatch(self, *_: object) -> None:
+        # Once: by the time that paho's destructor says "closed" again, the descriptor's
+        # number may be another connection's.
+        if self._watching:
+            self._watching = False
+            self._loop.remove_reader(self._fd)
+            self._loop.remove_writer(self._fd)
 
     def _flush(self) -> None:
         self._writing = False
@@ -419,12 +445,12 @@ class Connection:
     def _on_nothing_to_write(self, *_: object) -> None:
         """All is in :class:`BufferedSocket`; :meth:`_flush` sees to the rest."""
 
-    def _on_close(self, *_: object) -> None:
-        self._loop.remove_reader(self._fd)
-        self._loop.remove_writer(self._fd)
-
     def _lost(self, text: str) -> LinkError:
-        """The reason, or a better one if TLS knows it."""
+        """The reason, or a better one if the socket knows it."""
+        if isinstance(self._sock.error, OversizedError):
+            self._link.poisoned()
+            hint = "set message_size_limit in the broker's configuration (docs/mosquitto.conf)"
+            return LinkError(f"the broker sent {self._sock.error}", hint=hint)
         if isinstance(self._sock.error, ssl.SSLError):
             return explain_tls(self._sock.error, f"{self._settings.host}:{self._settings.port}")
         return LinkError(text)
@@ -446,7 +472,7 @@ class Connection:
             hint = _HINTS.get(reason.value)
             self._end(LinkError(f"the broker ended the connection: {reason}", hint=hint))
         elif str(reason) == "Keep alive timeout":
-            self._end(LinkError("the broker has fallen silent"))
+            self._end(LinkError("the broker has fallen silent: it answers no ping"))
         elif self._accepted.done() or self._sock.error is not None:
             self._end(self._lost("the connection was lost"))
         elif self._mqtt5:

@@ -144,19 +144,26 @@ async def dial_aside(settings: MqttSettings) -> socket.socket:
     return await result
 
 
+class OversizedError(OSError):
+    """A broker announces a packet that is larger than any that we could want."""
+
+
 class BufferedSocket:
     """A non-blocking socket as paho wants one, with fewer system calls.
 
     paho reads each packet in three or more pieces, and writes each on its own; this
     reads whatever there is at once, and gathers writes until :meth:`flush`. ``pending``
     tells how much is left to read without asking the system, as an ``SSLSocket``'s does.
+
+    :param largest: bytes of the largest packet body; paho asks for the whole of it.
     """
 
     _READ = 65_536
     _WRITE = 65_536
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, largest: int) -> None:
         self._sock = sock
+        self._largest = largest
         self._in = b""
         self._at = 0
         self._out = bytearray()
@@ -164,7 +171,14 @@ class BufferedSocket:
         self.error: OSError | None = None
 
     def recv(self, size: int) -> bytes:
-        """Up to ``size`` bytes; empty at the end of the stream."""
+        """Up to ``size`` bytes; empty at the end of the stream.
+
+        :raises OversizedError: ``size`` is more than any packet of ours has.
+        :raises OSError: the connection is broken, or has nothing to read now.
+        """
+        if size > self._largest:
+            self.error = OversizedError(f"a packet of {size} bytes")
+            raise self.error
         if self._at == len(self._in):
             try:
                 self._in = self._sock.recv(self._READ)
