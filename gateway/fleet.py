@@ -478,6 +478,7 @@ class Fleet:
         :param issuer: of this gateway, or the root's.
         :param name: another name than the one that it asked for.
         :param validity: seconds; its credential ends no later than the issuer's.
+        :returns: its credential: the new one, or one that it has and that ends no sooner.
         :raises UsageError: nobody or several are meant, the name is taken, or the issuer
             may not issue.
         """
@@ -486,15 +487,24 @@ class Fleet:
             waiting = self.waiting()
             chosen = _choose(who, {one.kid: one.name for one in waiting}, "asks to join")
             one = next(one for one in waiting if one.kid == chosen)
-            credential = issue(
+            wanted = self._free_name(name if name is not None else one.name, one.kid)
+            made = issue(
                 issuer,
-                subject=self._free_name(name if name is not None else one.name, one.kid),
+                subject=wanted,
                 key=one.key,
                 scope=NODE,
                 expires=int(min(now + validity, self._issuer_end(issuer, now))),
                 serial=os.urandom(8),
             )
-            return self.add(credential.raw, now)
+            stands = self.add(made.raw, now)
+            if stands.subject != wanted:
+                raise UsageError(
+                    f"it is already known as {stands.subject}, by a credential that ends no sooner",
+                    field="name",
+                    hint=f"approve it as {stands.subject}",
+                )
+            self._forget(one.kid)  # also where a credential that it had before stands
+            return stands
 
     def reject(self, who: str | bytes) -> bytes:
         """Forget one who asked to join; its kid.
@@ -504,9 +514,12 @@ class Fleet:
         with self._disk:
             names = {one.kid: one.name for one in self.waiting()}
             kid = _choose(who, names, "asks to join")
-            with self._db.transaction():
-                self._db.execute("DELETE FROM waiting WHERE kid = ?", (kid,))
+            self._forget(kid)
         return kid
+
+    def _forget(self, kid: bytes) -> None:
+        with self._db.transaction():
+            self._db.execute("DELETE FROM waiting WHERE kid = ?", (kid,))
 
     def _free_name(self, name: str, kid: bytes) -> str:
         if not is_name(name):
