@@ -114,11 +114,14 @@ class OutboxReader:
         return found
 
     def _each_waiting(self) -> Iterator[tuple[int, bytes, int, bytes]]:
-        return self._db.each(
-            "SELECT g.priority, g.fingerprint, w.time, w.body"
-            " FROM groups g CROSS JOIN waiting w ON w.grp=g.id"
-            " ORDER BY g.priority DESC, g.head, w.id"
-        )
+        for priority in range(Priority.URGENT, -1, -1):
+            for group, fingerprint in self._db.each(
+                "SELECT id, fingerprint FROM groups WHERE priority=? ORDER BY head", (priority,)
+            ):
+                for time, body in self._db.each(
+                    "SELECT time, body FROM waiting WHERE grp=? ORDER BY id", (group,)
+                ):
+                    yield priority, fingerprint, time, body
 
     def aside(self, limit: int = 256) -> list[Aside]:
         """What will not be sent by itself, newest first."""
