@@ -19,67 +19,90 @@ from qis_edge.schema.types import OneOf
 _WIDTH = 88
 
 
-def sample(cls: type, values: Mapping[str, Any] | None = None) -> str:
+def sample(
+    cls: type,
+    values: Mapping[str, Any] | None = None,
+    remarks: Mapping[str, str] | None = None,
+) -> str:
     """A commented sample, valid as it stands.
 
     :param values: settings to write out, as TOML values: nested mappings, and lists of
         mappings for arrays of tables. Required ones without a value get their example.
+    :param remarks: further words for people, by the dotted name of a table.
     """
-    lines: list[str] = []
-    doc = inspect.getdoc(cls) or ""
-    lines += _prose(doc)
-    for _, key, declared in settings_of(cls):
-        lines += _nested(declared, key, (values or {}).get(key), live=True, explain=True)
-    return "\n".join(lines) + "\n"
+    return "\n".join(_Sample(remarks or {}).file(cls, values or {})) + "\n"
 
 
-def _nested(
-    declared: Setting, path: str, given: Any, *, live: bool, explain: bool
-) -> Iterator[str]:
-    """The lines of a setting that is a table, an array of tables or a map."""
-    kind = declared.type
-    if isinstance(kind, Table):
-        shown = given if given is not None else {}
-        alive = live and (given is not None or declared.required or declared.default is not None)
-        yield from _table(kind.cls, f"[{path}]", path, shown, live=alive, explain=explain)
-    elif isinstance(kind, Tables):
-        blocks = given if given is not None else (declared.example or [{}])
-        alive = live and (given is not None or declared.required)
-        for number, block in enumerate(blocks):
-            yield from _table(
-                kind.table.cls, f"[[{path}]]", path, block, live=alive, explain=number == 0
-            )
-    else:
-        entries = given if given is not None else (declared.example or {})
-        alive = live and (given is not None or declared.required)
+class _Sample:
+    def __init__(self, remarks: Mapping[str, str]) -> None:
+        self.remarks = remarks
+
+    def file(self, cls: type, values: Mapping[str, Any]) -> Iterator[str]:
+        yield from _prose(inspect.getdoc(cls) or "")
+        for _, key, declared in settings_of(cls):
+            yield from self.nested(declared, key, values.get(key), live=True, explain=True)
+
+    def nested(
+        self, declared: Setting, path: str, given: Any, *, live: bool, explain: bool
+    ) -> Iterator[str]:
+        """The lines of a setting that is a table, an array of tables or a map."""
+        kind = declared.type
+        wanted = given is not None or declared.required
+        if isinstance(kind, Table):
+            alive = live and (wanted or declared.default is not None)
+            yield from self.table(kind.cls, f"[{path}]", given or {}, live=alive, explain=explain)
+        elif isinstance(kind, Tables):
+            blocks = given if given is not None else (declared.example or [{}])
+            for number, block in enumerate(blocks):
+                yield from self.table(
+                    kind.table.cls,
+                    f"[[{path}]]",
+                    block,
+                    live=live and wanted,
+                    explain=explain and number == 0,
+                )
+        else:
+            yield from self.map(declared, path, given, live=live and wanted, explain=explain)
+
+    def map(
+        self, declared: Setting, path: str, given: Any, *, live: bool, explain: bool
+    ) -> Iterator[str]:
+        mark = "" if live else "#"
         yield ""
         if explain:
             yield from _prose(declared.doc)
-        yield ("" if alive else "#") + f"[{path}]"
-        for key, value in entries.items():
-            yield ("" if alive else "#") + f"{toml_key(key)} = {toml(value)}"
+            yield from self.remark(path)
+        yield f"{mark}[{path}]"
+        for key, value in (given if given is not None else declared.example or {}).items():
+            yield f"{mark}{toml_key(key)} = {toml(value)}"
 
+    def table(
+        self, cls: type, header: str, given: Mapping[str, Any], *, live: bool, explain: bool
+    ) -> Iterator[str]:
+        mark, path = "" if live else "#", header.strip("[]")
+        yield ""
+        if explain:
+            yield from _prose(inspect.getdoc(cls) or "")
+            yield from self.remark(path)
+        yield mark + header
+        declared = settings_of(cls)
+        for number, (_, key, each) in enumerate(declared):
+            if not each.type.nested:
+                if number and explain:
+                    yield ""
+                yield from _line(key, each, given, live=live, explain=explain)
+        known = {key for _, key, _ in declared}
+        for key, value in given.items():
+            if key not in known:
+                yield f"{mark}{toml_key(key)} = {toml(value)}"
+        for _, key, each in declared:
+            if each.type.nested and (explain or key in given):
+                below = f"{path}.{key}"
+                yield from self.nested(each, below, given.get(key), live=live, explain=explain)
 
-def _table(
-    cls: type, header: str, path: str, given: Mapping[str, Any], *, live: bool, explain: bool
-) -> Iterator[str]:
-    yield ""
-    if explain:
-        yield from _prose(inspect.getdoc(cls) or "")
-    yield ("" if live else "#") + header
-    declared = settings_of(cls)
-    for number, (_, key, each) in enumerate(declared):
-        if not each.type.nested:
-            if number and explain:
-                yield ""
-            yield from _line(key, each, given, live=live, explain=explain)
-    known = {key for _, key, _ in declared}
-    for key, value in given.items():
-        if key not in known:
-            yield ("" if live else "#") + f"{toml_key(key)} = {toml(value)}"
-    for _, key, each in declared:
-        if each.type.nested and (explain or key in given):
-            yield from _nested(each, f"{path}.{key}", given.get(key), live=live, explain=explain)
+    def remark(self, path: str) -> Iterator[str]:
+        for line in self.remarks.get(path, "").splitlines():
+            yield f"# {line}".rstrip()
 
 
 def _line(

@@ -1,0 +1,103 @@
+"""The command line of a node: ``qis-edge VERB``."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from pathlib import Path
+
+from qis_edge.cli.program import Verb, make_parser, run
+
+
+def _init(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--fleet",
+        type=Path,
+        metavar="FILE",
+        help="the fleet file that the gateway's owner handed out; needed the first time",
+    )
+    parser.add_argument("--name", help="what to call this node (default: the machine's name)")
+    parser.add_argument(
+        "--domain", default="weather", help="the domain template (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--field",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a field of the situation; may be given again",
+    )
+    parser.add_argument(
+        "--state",
+        type=Path,
+        metavar="DIR",
+        help="the state folder (default: state beside a configuration given with --config, "
+        "otherwise /var/lib/qis-edge for root and ~/.local/state/qis-edge for others)",
+    )
+
+
+def _run(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--test",
+        action="store_true",
+        help="read the sensors once, show the packet that would come of it, send nothing",
+    )
+
+
+def _queue(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--limit", type=int, default=20, metavar="N", help="rows of each list (default: 20)"
+    )
+
+
+def _enroll(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--wait", type=float, metavar="SECONDS", help="wait until the gateway has approved"
+    )
+    parser.add_argument(
+        "--request", type=Path, metavar="FILE", help="write the enrolment into a file"
+    )
+    parser.add_argument(
+        "--credential",
+        type=Path,
+        metavar="FILE",
+        help="install the credential that a gateway's owner made from that file",
+    )
+
+
+VERBS = (
+    Verb(
+        "init",
+        "make the key, the state folder and a configuration",
+        "qis_edge.cli.setup:init",
+        _init,
+    ),
+    Verb("check", "say all that is wrong", "qis_edge.cli.setup:check", json=True),
+    Verb("run", "run the node in the foreground", "qis_edge.cli.running:run", _run, json=True),
+    Verb("status", "say how the node is doing", "qis_edge.cli.looking:status", json=True),
+    Verb(
+        "queue",
+        "list what has not been delivered yet",
+        "qis_edge.cli.looking:queue",
+        _queue,
+        json=True,
+    ),
+    Verb("enroll", "join the fleet", "qis_edge.cli.joining:enroll", _enroll, json=True),
+)
+
+
+def parser() -> ArgumentParser:
+    """The parser of ``qis-edge``."""
+    return make_parser(
+        "qis-edge", "A field node: senses, distils, signs, stores, forwards.", "edge", VERBS
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    return run(parser(), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
