@@ -10,7 +10,7 @@ import sys
 import qis_edge
 
 # All that a node may load from outside the standard library, and what those load in turn.
-NODE_LIBRARIES = {"cbor2", "nacl", "_sodium", "_cffi_backend", "paho", "serial"}
+NODE_LIBRARIES = {"cbor2", "_cbor2", "nacl", "_sodium", "_cffi_backend", "paho", "serial"}
 # What is for those who keep, send, wait or are asked, not for who packs and unpacks.
 MACHINERY = {"argparse", "asyncio", "logging", "paho", "serial", "sqlite3", "ssl", "subprocess"}
 
