@@ -23,6 +23,7 @@ import os
 import re
 import shlex
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,13 @@ _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 # --- key files -------------------------------------------------------------------------
 
 
+def make_key(path: Path, *, what: str = "key") -> Identity:
+    """Generate an identity and keep it in a new key file; see :func:`write_key`."""
+    identity = Identity.generate()
+    write_key(path, identity, what=what)
+    return identity
+
+
 def write_key(path: Path, identity: Identity, *, what: str = "key") -> None:
     """Write a new key file that only its owner can read; durable when it returns.
 
@@ -51,7 +59,7 @@ def write_key(path: Path, identity: Identity, *, what: str = "key") -> None:
         f"{identity.seed.hex()}\n"
     )
     try:
-        _create(path, text.encode(), 0o600)
+        _place(path, text.encode(), 0o600, os.link)
     except FileExistsError:
         raise KeyFileError(
             f"{path} exists already", hint="a key is never overwritten: move it away first"
@@ -133,7 +141,8 @@ def _parse_key(path: Path, raw: bytes) -> bytes:
         # It may be a secret that was mistyped: what it holds is not repeated.
         empty = "it is empty" if not raw else "a line of 64 hex digits is expected"
         raise KeyFileError(
-            f"{path} is not a key file: {empty}", hint="restore it from a copy, or init anew"
+            f"{path} is not a key file: {empty}",
+            hint="restore it from a copy, or move it away and init anew",
         )
     return bytes.fromhex(keys[0])
 
@@ -239,40 +248,42 @@ def replace_file(path: Path, data: bytes, mode: int = 0o644) -> None:
 
     :raises KeyFileError: it cannot be written.
     """
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        fresh.unlink(missing_ok=True)
-        _create(fresh, data, mode)
-        try:
-            fresh.replace(path)
-        except OSError:
-            fresh.unlink(missing_ok=True)
-            raise
-        _sync_folder(path.parent)
+        _place(path, data, mode, os.replace)
     except OSError as error:
         raise KeyFileError(f"{path} cannot be written: {error.strerror}") from None
 
 
-def _create(path: Path, data: bytes, mode: int) -> None:
-    """A new file, durable with its name; nothing is left of one that failed."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    descriptor = os.open(path, flags, mode)
+def _place(path: Path, data: bytes, mode: int, name: Callable[[Path, Path], None]) -> None:
+    """Write a file beside ``path``, then give it that name: by ``os.replace``, or by
+    ``os.link``, which fails where the name is taken. No reader ever sees half of it, and
+    nothing is left of one that failed.
+    """
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.new")
+    fresh.unlink(missing_ok=True)  # of a process that had our number and was killed
     try:
-        try:
-            os.fchmod(descriptor, mode)  # whatever the umask took or left
-            rest = memoryview(data)
-            while rest:
-                rest = rest[os.write(descriptor, rest) :]
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        _sync_folder(path.parent)
-    except OSError:
-        path.unlink(missing_ok=True)
-        raise
+        _create(fresh, data, mode)
+        name(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def _create(path: Path, data: bytes, mode: int) -> None:
+    """A new file whose content is durable."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        os.fchmod(descriptor, mode)  # whatever the umask took or left
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _sync_folder(folder: Path) -> None:
+    """Make names in it durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

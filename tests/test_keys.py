@@ -8,7 +8,14 @@ import pytest
 
 from qis_edge.core.errors import ConfigError, KeyFileError
 from qis_edge.core.identity import Identity, PublicKey
-from qis_edge.keys import FleetFile, read_key, read_public_key, replace_file, write_key
+from qis_edge.keys import (
+    FleetFile,
+    make_key,
+    read_key,
+    read_public_key,
+    replace_file,
+    write_key,
+)
 
 NODE = Identity.from_seed(b"\xa5" * 32)
 ROOT = Identity.from_seed(b"\x01" * 32).public
@@ -42,6 +49,14 @@ def test_a_key_comes_back(path: Path) -> None:
     assert NODE.kid.hex() in comment
     assert public == f"# public: {NODE.public.raw.hex()}"
     assert seed == SEED
+
+
+def test_a_key_that_is_made_is_a_new_one_and_kept(tmp_path: Path) -> None:
+    first, second = make_key(tmp_path / "a"), make_key(tmp_path / "b", what="root key")
+    assert first.seed != second.seed
+    assert read_key(tmp_path / "b").seed == second.seed
+    assert (tmp_path / "b").read_text().startswith("# QIS Edge root key")
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["a", "b"]
 
 
 @pytest.mark.parametrize("umask", [0, 0o022, 0o777])
@@ -160,6 +175,37 @@ def test_a_failed_write_leaves_nothing(path: Path, monkeypatch: pytest.MonkeyPat
     assert list(path.parent.iterdir()) == []
     with pytest.raises(KeyFileError, match="cannot be written"):
         write_key(path.parent / "missing" / "node.key", NODE)
+
+
+def test_a_folder_that_fails_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(5, "Input/output error")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(KeyFileError, match="Input/output error"):
+        write_key(path, NODE)
+
+
+def test_a_write_that_is_interrupted_leaves_no_half_key(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def write(_descriptor: int, _data: memoryview) -> int:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", write)
+        with pytest.raises(Killed):
+            write_key(path, NODE)
+    assert not path.exists()
+    write_key(path, NODE)
+    assert read_key(path).seed == NODE.seed
 
 
 def test_a_file_system_that_cannot_sync_folders_will_do(
@@ -286,10 +332,10 @@ def test_a_file_is_replaced_whole_or_not_at_all(
     assert path.read_bytes() == b"new"
     assert mode_of(path) == 0o640
 
-    def fail(_self: Path, _target: Path) -> Path:
+    def fail(_source: Path, _target: Path) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(Path, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(KeyFileError, match="Input/output error"):
         replace_file(path, b"newest")
     assert path.read_bytes() == b"new"

@@ -168,7 +168,7 @@ class Custody(Generic[K]):
             self.counters.resent += 1
         else:
             self.counters.sent += 1
-        self._stage(key).sent(key, now)
+        self._stage(key).sent(packet, now)
 
     def again(self, keys: Iterable[K], now: float) -> int:
         """These did not arrive, as a link or a gateway knows: they are due at once, without

@@ -218,11 +218,8 @@ class Sender(Generic[K]):
     def _rests(self, packet: Tracked[K], now: float) -> bool:
         return packet.state is State.POSTPONED and packet.due_at > now
 
-    def sent(self, key: K, now: float) -> None:
-        """A packet went out. One that is not known any more is passed over."""
-        packet = self._packets.get(key)
-        if packet is None:
-            return
+    def sent(self, packet: Tracked[K], now: float) -> None:
+        """A packet went out."""
         if self.silent and now >= self._probe_at:
             self._unheard += 1
             self._probe_at = now + self._timeout(self._unheard)
@@ -366,6 +363,3 @@ class Sender(Generic[K]):
 
     def __len__(self) -> int:
         return len(self._packets)
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._packets

@@ -353,6 +353,42 @@ def test_what_a_revoked_issuer_said_last_does_not_keep_the_honest_one_out() -> N
     assert trust.resolve(NODE.kid, NOW, "node") == NODE.public
 
 
+def test_a_credential_that_is_shown_again_is_judged_again(trust: TrustStore) -> None:
+    raw = trust.chain(NODE.kid)[1]
+    assert trust.add(raw, NOW).raw == raw
+    assert refusal(lambda: trust.add(raw, NOW + 1000))[0] is Reason.EXPIRED
+    trust.apply(revoke(1, GATEWAY.kid))
+    assert refusal(lambda: trust.add(raw, NOW)) == (Reason.REVOKED, "credential.issuer")
+
+
+def test_another_key_of_the_same_kid_does_not_displace(
+    trust: TrustStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rival = give(OTHER.public, by=GATEWAY, until=NOW + 500)
+    init = PublicKey.__init__
+
+    def collide(self: PublicKey, raw: bytes) -> None:
+        init(self, raw)
+        if raw == OTHER.public.raw:
+            self.kid = NODE.kid
+
+    monkeypatch.setattr(PublicKey, "__init__", collide)
+    assert refusal(lambda: trust.add(rival.raw, NOW)) == (Reason.CHAIN, "credential.cnf")
+    assert trust.resolve(NODE.kid, NOW, "node") == NODE.public
+
+
+def test_an_issuer_that_was_dropped_takes_along_what_it_issued(
+    trust: TrustStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TrustStore, "MAX_PINNED", 1)
+    trust.apply(revoke(1, GATEWAY.kid))
+    trust.add(give(OTHER.public, "gateway").raw, NOW)
+    trust.apply(revoke(2))
+    wrong = refusal(lambda: trust.resolve(NODE.kid, NOW, "node"))
+    assert wrong == (Reason.CHAIN, "credential.issuer")
+    assert trust.chain(NODE.kid) == ()
+
+
 # --- revocation ------------------------------------------------------------------------
 
 
