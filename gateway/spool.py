@@ -228,6 +228,7 @@ class Spool:
                 path,
                 SCHEMA,
                 remedy="move it away: a new spool begins, and the nodes send what they still have",
+                shared=False,
                 read_only=read_only,
                 cache=8 << 20,
             )
@@ -235,6 +236,9 @@ class Spool:
             if self._lock is not None:
                 self._lock.release()
             raise
+        #: Whether the end of the log was damaged: what was receipted last may be lost, and
+        #: :meth:`renew_epoch` brings it back.
+        self.torn = self._db.torn
         self._origins: dict[bytes, int] = {}
         self._engines: frozenset[str] = frozenset()
         #: 4 random bytes, drawn when the spool was born or renewed.

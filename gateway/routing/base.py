@@ -318,7 +318,8 @@ def check_query(limit: int, vector: Sequence[float] | None) -> None:
 _HEADS = (bytes.fromhex("d28443a10132a10448"), bytes.fromhex("d28443a10127a10448"))
 _KID_END = 17
 _TAIL = 66  # the signature and its head
-_STRUCTURES = {
+#: What precedes the payload in the Sig_structure, by a packet's first 9 bytes.
+STRUCTURES = {
     head: b"\x84\x6aSignature1" + head[2:6] + bytes((0x40 | len(AAD),)) + AAD for head in _HEADS
 }
 
@@ -330,7 +331,7 @@ def framed_id(raw: bytes) -> bytes | None:
     by one bit have another id (or ``None``: no packet begins so). The unsigned kid and
     the signature do not enter it.
     """
-    structure = _STRUCTURES.get(raw[:9])
+    structure = STRUCTURES.get(raw[:9])
     if structure is None:
         return None
     return hashlib.sha256(structure + raw[_KID_END:-_TAIL]).digest()

@@ -17,25 +17,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import hashlib
 import heapq
 import json
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from gateway.database import GatewayDatabase
 from gateway.routing.base import (
     ALL_BITS,
+    STRUCTURES,
     Context,
     Cursor,
     EngineStatus,
     Entry,
     Interest,
     check_query,
-    framed_fingerprint,
-    framed_id,
-    framed_kid,
 )
 from gateway.routing.following import Coverage, LogSubscription, Slice
 from gateway.routing.nearest import Candidate, nearest
@@ -50,7 +49,7 @@ _T = TypeVar("_T")
 POLL = 0.05
 #: Positions of the log that one slice looks at, and entries that it gives, at most.
 WINDOW = 20_000
-SLICE = 500
+SLICE = 1000
 #: Packets that one transaction of ``expire`` deletes: what a deposit may have to wait for.
 EXPIRE_SLICE = 1000
 #: Vectors that a query holds in memory at once.
@@ -337,10 +336,10 @@ class _File:
 
     def __init__(self, path: Path, busy: float) -> None:
         remedy = "move it away: the gateway deposits anew what its spool still has"
-        self.writer = GatewayDatabase(path, SCHEMA, remedy=remedy, cache=8 << 20, busy=busy)
+        self.writer = GatewayDatabase(path, SCHEMA, remedy=remedy, cache=32 << 20, busy=busy)
         try:
             self.reader = GatewayDatabase(
-                path, SCHEMA, remedy=remedy, read_only=True, cache=16 << 20, busy=busy
+                path, SCHEMA, remedy=remedy, read_only=True, cache=32 << 20, busy=busy
             )
         except BaseException:
             self.writer.close()
@@ -439,28 +438,23 @@ class _File:
         size = self.reader.size() + (log.stat().st_size if log.exists() else 0)
         return self._fact(self.reader, "packets"), size, self.refused
 
-    def _entry(self, row: Sequence[Any]) -> Entry | None:
-        """The entry of ``_COLUMNS``, or ``None`` (counted) where somebody else wrote."""
-        fingerprint, raw, stored, time, expires, confidence, vector = row
-        if isinstance(raw, bytes):
-            found = framed_id(raw)
-            if (
-                found is not None
-                and found[:_ID] == stored
-                and framed_fingerprint(raw) == fingerprint
-            ):
-                return Entry(
-                    raw,
-                    found,
-                    framed_kid(raw),
-                    fingerprint,
-                    time,
-                    expires,
-                    confidence,
-                    vector if vector is None else _unpack(vector),
-                )
-        self.refused += 1
-        return None
+    def _entries(self, rows: Iterable[Sequence[Any]]) -> list[Entry]:
+        """The entries of rows that begin with ``_COLUMNS``. Where somebody else wrote, they
+        are counted and left out. (One loop without calls: it runs for every row read.)"""
+        found: list[Entry] = []
+        keep, new = found.append, tuple.__new__
+        structure_of, sha256 = STRUCTURES.get, hashlib.sha256
+        for fingerprint, raw, stored, time, expires, confidence, vector, *_ in rows:
+            structure = structure_of(raw[:9]) if isinstance(raw, bytes) else None
+            if structure is not None:
+                found_id = sha256(structure + raw[17:-66]).digest()  # as framed_id does
+                if found_id[:_ID] == stored and fingerprint in (raw[22:54], raw[23:55]):
+                    values = vector if vector is None else _unpack(vector)
+                    fields = (raw, found_id, raw[9:17], fingerprint)
+                    keep(new(Entry, (*fields, time, expires, confidence, values)))
+                    continue
+            self.refused += 1
+        return found
 
     def _enough(self, limit: int, find: Callable[[int], list[Any]]) -> list[Entry]:
         """``limit`` entries of the rows that ``find`` gives, which may hold foreign ones."""
@@ -468,7 +462,7 @@ class _File:
         while True:
             rows = find(wanted)
             before = self.refused
-            entries = [entry for row in rows if (entry := self._entry(row)) is not None]
+            entries = self._entries(rows)
             if len(entries) >= limit or len(rows) < wanted:
                 return entries[:limit]
             wanted += self.refused - before
@@ -566,13 +560,9 @@ class _File:
             rows = self._look(chosen, after, until)
         if len(rows) == SLICE:
             until = rows[-1][-2]
-        entries = [
-            entry
-            for row in rows
-            if (chosen.everything or row[-1] in chosen.buckets)
-            and (entry := self._entry(row[:-2])) is not None
-        ]
-        return Slice(tuple(entries), until, until >= last, version)
+        if not chosen.everything:
+            rows = [row for row in rows if row[-1] in chosen.buckets]
+        return Slice(tuple(self._entries(rows)), until, until >= last, version)
 
     def _look(self, chosen: _Chosen, after: int, until: int) -> list[Any]:
         """``_COLUMNS``, seq and bucket of at most ``SLICE`` packets. Where they are few

@@ -475,3 +475,25 @@ def test_who_asks_again_keeps_what_it_has(fleet: Fleet) -> None:
     assert longer.serial != first.serial
     assert [node.name for node in fleet.nodes()] == ["south"]
     assert Credential.parse(fleet.nodes()[0].credential) == longer
+
+
+def test_several_may_begin_it_at_once(path: Path) -> None:
+    failures: list[BaseException] = []
+    together = threading.Barrier(6)
+
+    def begin() -> None:
+        together.wait()
+        try:
+            Fleet(path, ROOT.public, NOW).close()
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the test shows it
+            failures.append(error)
+
+    for _ in range(5):
+        threads = [threading.Thread(target=begin) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert failures == []
+        for suffix in ("", "-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
