@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Protocol
 
 from qis_edge.core import cbor, columns, rows
 from qis_edge.core.cose import SIGN1_OVERHEAD, open_sign1, sign1
@@ -114,12 +115,12 @@ class Packet:
         return self.last_time + self.ttl * 3600
 
 
-class Naming(rows.Template):
+class Naming(Template, Protocol):
     """A template that can also be read backwards; :class:`qis_edge.core.domain.Domain` is one."""
 
     def name_of(self, label: Label) -> Label:
         """The name of a label on the wire; a label that it does not know stays as it is."""
-        raise NotImplementedError
+        ...
 
 
 # --- packing ---------------------------------------------------------------------------

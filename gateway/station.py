@@ -1,0 +1,274 @@
+"""The station: a gateway, from its configuration to its last goodbye.
+
+It owns everything with a lifetime (keys, stores, engines, link, tasks) and contains no
+protocol: that is in the intake, the custodian, the desk, the drains and the downlink.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from gateway.config import GatewayConfig
+from gateway.custodian import Custodian
+from gateway.desk import FleetDesk
+from gateway.downlink import Downlink
+from gateway.drain import Drain
+from gateway.fleet import Fleet
+from gateway.intake import Counts, Intake
+from gateway.post import Post
+from gateway.routing import Context, Entry, RoutingLayer, open_engine
+from gateway.routing.base import framed_kid
+from gateway.spool import Spool
+from qis_edge.config import MqttConfig
+from qis_edge.control import ControlServer
+from qis_edge.core.credential import GATEWAY, NODE
+from qis_edge.core.errors import QisError, Refused
+from qis_edge.core.packet import unpack
+from qis_edge.keys import FleetFile, read_key
+from qis_edge.links.mqtt import MqttLink, Role
+from qis_edge.logs import set_up_logging
+from qis_edge.tasks import run_daemon, until
+from qis_edge.worker import Worker
+
+log = logging.getLogger(__name__)
+
+#: Seconds between rounds of housekeeping, and between its steps.
+HOUSEKEEPING, PAUSE = 60.0, 0.05
+
+
+class Station:
+    """One gateway: it opens its stores when it is made, serves in :meth:`run`, and closes
+    them there.
+
+    :raises QisError: a key, a store or the configuration is not usable.
+    """
+
+    def __init__(self, config: GatewayConfig) -> None:
+        self.config = config
+        state = config.gateway.state
+        self.clock = config.clock.make()
+        self.started = time.time()
+        self.identity = read_key(state / "gateway.key")
+        self.fleet_file = FleetFile.read(state / "fleet.toml")
+        now = self.clock.now()
+        self.fleet = Fleet(state / "fleet.db", self.fleet_file.root, now)
+        self._require_credential(now)
+        context = Context(accept=self._accept, folder=state, name=config.gateway.name.lower())
+        self.engines: list[RoutingLayer] = [
+            open_engine(url, context) for url in config.routing.engines
+        ]
+        self.spool = Spool(
+            state / "spool.db",
+            engines=[engine.url for engine in self.engines],
+            retention=config.spool.retention,
+            budget=config.spool.budget,
+        )
+        self.disk = Worker("spool")
+        self.fleet_disk = Worker("fleet")
+        settings = (config.links.mqtt or MqttConfig()).settings(config.broker_url)
+        self.link = MqttLink(
+            settings, Role.GATEWAY, self.fleet_file.site, self.identity.kid, name="mqtt"
+        )
+        self._assemble()
+
+    def _assemble(self) -> None:
+        self.post = Post(self.link)
+        self.counts = Counts()
+        self.downlink = Downlink(
+            self.engines[0],
+            self.post,
+            self.clock,
+            self.identity.kid,
+            lambda kid: self.desk.keys_of(kid),
+            limit=self.config.downlink.limit,
+        )
+        self.desk = FleetDesk(
+            self.identity,
+            self.fleet,
+            self.fleet_disk,
+            self.post,
+            self.clock,
+            epoch=(self.spool.epoch, self.spool.since),
+            request=self.downlink.request,
+        )
+        self.custodian = Custodian(
+            self.spool,
+            self.disk,
+            self.post,
+            self.clock,
+            self.counts,
+            self.desk.keys_of,
+            routed=self.config.gateway.custody == "routed",
+            arrived=self._arrived,
+            accepted=self.fleet.accepted,
+        )
+        self.intake = Intake(self.link, self.desk, self.custodian.take, self.counts)
+        self.drains = [
+            Drain(engine, self.spool, self.disk, self._drained) for engine in self.engines
+        ]
+
+    def _require_credential(self, now: float) -> None:
+        try:
+            self.fleet.resolve(self.identity.kid, now, GATEWAY)
+        except Refused as refusal:
+            raise QisError(
+                f"this gateway's own credential is not good: {refusal}",
+                hint="issue another where root.key is kept: qis-gateway init",
+            ) from refusal
+
+    def _accept(self, raw: bytes) -> Entry:
+        """Packets that an engine brings from elsewhere: their signature is checked too."""
+        key = self.fleet.resolve(framed_kid(raw), self.clock.now(), NODE)
+        return Entry.of(unpack(raw, key))
+
+    def _arrived(self) -> None:
+        for drain in self.drains:
+            drain.nudge()
+
+    def _drained(self, position: int) -> None:
+        del position  # what counts is what *every* engine has
+        self.custodian.routed_through(self.spool.routed_through())
+
+    # - running
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until ``stop``, or until something fails that must not.
+
+        :raises QisError: what failed.
+        """
+        broker = await self._start_broker()
+        control = ControlServer(self.config.gateway.state, {"status": self.status})
+        await control.start()
+        try:
+            await self.link.start()
+            await until(
+                stop,
+                self.post.run(),
+                self.intake.run(),
+                self.desk.watch(),
+                self._serve_downlink(),
+                self._keep_house(),
+                *(drain.run() for drain in self.drains),
+            )
+        finally:
+            await control.close()
+            await self.link.close()
+            if broker is not None:
+                await broker.stop()
+            await self._close()
+
+    async def _start_broker(self) -> Any:
+        if not self.config.broker.embedded:
+            return None
+        from gateway.broker import EmbeddedBroker
+
+        host, port = self.config.broker.listen
+        broker = EmbeddedBroker(host, port, allow_anonymous=self.config.broker.anonymous)
+        await broker.start()
+        log.info("embedded broker listens on %s:%d", host, broker.port)
+        return broker
+
+    async def _serve_downlink(self) -> None:
+        await self.drains[0].opened.wait()
+        await asyncio.gather(self.downlink.answer(), self.downlink.publish())
+
+    async def _keep_house(self) -> None:
+        while True:
+            await asyncio.sleep(HOUSEKEEPING)
+            now = self.clock.now()
+            while await self.disk(self.spool.trim, now):
+                await asyncio.sleep(PAUSE)
+            for drain in self.drains:
+                if drain.opened.is_set() and drain.away is None:
+                    with contextlib.suppress(QisError):
+                        await drain.engine.expire(int(now))
+
+    async def _close(self) -> None:
+        for engine in self.engines:
+            with contextlib.suppress(QisError):
+                await engine.close()
+        await self.disk(self.spool.close)
+        await self.fleet_disk(self.fleet.close)
+        self.disk.close()
+        self.fleet_disk.close()
+
+    # - looking in
+
+    async def status(self, _: Mapping[str, Any]) -> dict[str, Any]:
+        """What ``qis-gateway status`` shows of a running gateway. Times in unix seconds."""
+        spool = await self.disk(self.spool.status)
+        engines = []
+        for drain in self.drains:
+            state = await drain.engine.status()
+            engines.append(
+                {
+                    "url": state.url,
+                    "ok": state.ok and drain.away is None,
+                    "packets": state.packets,
+                    "bytes": state.size,
+                    "deposited": drain.deposited,
+                    "repeated": drain.repeated,
+                    "behind": next((e.behind for e in spool.engines if e.url == state.url), None),
+                    "detail": drain.away or state.detail,
+                }
+            )
+        stats = self.link.stats
+        return {
+            "name": self.config.gateway.name,
+            "kid": self.identity.kid.hex(),
+            "site": self.fleet_file.site,
+            "now": self.clock.now(),
+            "started": self.started,
+            "permitted_until": self.fleet.permitted_until or None,
+            "link": {
+                "name": self.link.name,
+                "url": self.link.settings.url,
+                "up": self.link.up,
+                "frames_in": stats.frames_in,
+                "frames_out": stats.frames_out,
+                "bytes_in": stats.bytes_in,
+                "bytes_out": stats.bytes_out,
+                "dropped_in": stats.dropped_in,
+                "last_error": stats.last_error,
+            },
+            "intake": {
+                "new": self.counts.new,
+                "known": self.counts.known,
+                "stale": self.counts.stale,
+                "later": self.counts.later,
+                "refused": dict(self.counts.refused),
+            },
+            "downlink": {
+                "answered": self.downlink.answered,
+                "sent": self.downlink.sent,
+                "published": self.downlink.published,
+                "dropped": self.post.dropped,
+            },
+            "spool": {
+                "epoch": spool.epoch.hex(),
+                "packets": spool.packets,
+                "bytes": spool.size,
+                "budget": spool.budget,
+            },
+            "engines": engines,
+        }
+
+
+def run_gateway(config: GatewayConfig) -> int:
+    """Run a gateway until it is told to stop; returns an exit status.
+
+    :raises QisError: why it could not start, or what stopped it.
+    """
+    set_up_logging(config.log.level)
+
+    async def serve(stop: asyncio.Event) -> None:
+        station = Station(config)
+        log.info("gateway %s (%s) starts", config.gateway.name, station.identity.kid.hex())
+        await station.run(stop)
+
+    return run_daemon(serve)
