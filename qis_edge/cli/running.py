@@ -13,7 +13,7 @@ from qis_edge.core.distil import Distiller
 from qis_edge.core.domain import Domain, Situation
 from qis_edge.core.errors import KeyFileError, SensorError, UsageError
 from qis_edge.core.identity import Identity
-from qis_edge.core.outcome import Kind, Outcome, Value
+from qis_edge.core.outcome import Kind, Label, Outcome, Value
 from qis_edge.core.packet import Extensions, Packet, pack
 from qis_edge.drivers import load_callable, load_driver
 from qis_edge.keys import read_key
@@ -123,7 +123,7 @@ def _distil(config: NodeConfig, domain: Domain, looks: Sequence[_Look], start: i
             distiller.feed(reading.time, values)
     closed = distiller.roll(end)
     if not closed:  # every value was missing or implausible
-        nothing = dict.fromkeys(config.results)
+        nothing: dict[Label, Value] = dict.fromkeys(config.results)
         return Outcome(start, Kind.OPEN, samples=0, confidence=0.0, results=nothing)
     return closed[-1].outcome
 

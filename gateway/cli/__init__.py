@@ -1,0 +1,145 @@
+"""The command line of a base station: ``qis-gateway VERB``."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from pathlib import Path
+
+from qis_edge.cli.program import Verb, make_parser, run
+
+
+def _init(parser: ArgumentParser) -> None:
+    parser.add_argument("--name", help="what to call this gateway (default: the machine's name)")
+    parser.add_argument(
+        "--site",
+        help="the site: letters, digits, dots, dashes and underscores, part of the topics on "
+        "the broker (default: site)",
+    )
+    parser.add_argument(
+        "--broker",
+        metavar="URL",
+        help="the broker to use, for the gateway and for its nodes (default: the embedded one)",
+    )
+    parser.add_argument(
+        "--listen",
+        metavar="HOST:PORT",
+        help="where the embedded broker listens (default: 127.0.0.1:1883, this machine alone); "
+        "any other address lets in whoever reaches it",
+    )
+    parser.add_argument(
+        "--root",
+        type=Path,
+        metavar="FILE",
+        help="the root key of a fleet that exists, to join it or to renew this gateway's "
+        "credential; it is read, not copied",
+    )
+    parser.add_argument(
+        "--state",
+        type=Path,
+        metavar="DIR",
+        help="the state folder (default: state beside a configuration given with --config, "
+        "otherwise /var/lib/qis-gateway for root and ~/.local/state/qis-gateway for others)",
+    )
+
+
+def _permit(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "seconds", type=float, metavar="SECONDS", help="for how long; 0 ends it at once"
+    )
+
+
+def _approve(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "node",
+        nargs="?",
+        metavar="NODE",
+        help="the name or the kid (or the beginning of it) of one who asks to join",
+    )
+    parser.add_argument("--name", help="call it this, whatever it asked for")
+    parser.add_argument(
+        "--request", type=Path, metavar="FILE", help="approve the enrolment in this file instead"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="write the credential into this file too"
+    )
+
+
+def _revoke(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "nodes",
+        nargs="*",
+        metavar="NODE",
+        help="the name or the kid (or the beginning of it) of a node or a gateway",
+    )
+    parser.add_argument(
+        "--root",
+        type=Path,
+        metavar="FILE",
+        help="the fleet's root key (default: root.key in the state folder)",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="write the revocation list into this file too"
+    )
+    parser.add_argument(
+        "--list", type=Path, metavar="FILE", help="take in a list that was made elsewhere"
+    )
+
+
+def _query(parser: ArgumentParser) -> None:
+    parser.add_argument("--domain", help="the domain template of the situation")
+    parser.add_argument(
+        "--field",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a field of the situation; all of them, or with --bits the first ones",
+    )
+    parser.add_argument("--fingerprint", metavar="HEX", help="the address itself, 64 digits")
+    parser.add_argument(
+        "--bits",
+        type=int,
+        metavar="N",
+        help="leading bits that addresses must share with it (default: 256, that address alone)",
+    )
+    parser.add_argument(
+        "--limit", type=int, default=20, metavar="N", help="the newest so many (default: 20)"
+    )
+
+
+VERBS = (
+    Verb(
+        "init",
+        "make keys, a fleet, the state folder and a configuration",
+        "gateway.cli.setup:init",
+        _init,
+    ),
+    Verb("check", "say all that is wrong", "gateway.cli.setup:check", json=True),
+    Verb("run", "run the gateway in the foreground", "gateway.cli.running:run"),
+    Verb("status", "say how the gateway is doing", "gateway.cli.looking:status", json=True),
+    Verb("nodes", "list the nodes, and who asks to join", "gateway.cli.looking:nodes", json=True),
+    Verb("permit", "let nodes ask to join for a while", "gateway.cli.joining:permit", _permit),
+    Verb("approve", "make a node of one who asks to join", "gateway.cli.joining:approve", _approve),
+    Verb("revoke", "take a key out of the fleet", "gateway.cli.joining:revoke", _revoke),
+    Verb("query", "show what an address holds", "gateway.cli.looking:query", _query, json=True),
+)
+
+
+def parser() -> ArgumentParser:
+    """The parser of ``qis-gateway``."""
+    return make_parser(
+        "qis-gateway",
+        "A base station: proves packets, keeps them, routes them by situation.",
+        "gateway",
+        VERBS,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    return run(parser(), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
