@@ -197,7 +197,9 @@ class Inbox:
                 self._hold_to_share(sender)
             if new:
                 self._make_room(now)
-            if position is not None:
+            if position is not None and position.cursor != self.cursor(
+                position.gateway, position.scope
+            ):
                 self._db.execute(
                     "INSERT OR REPLACE INTO cursors VALUES (?, ?, ?)",
                     (position.gateway, position.scope, position.cursor),

@@ -43,6 +43,7 @@ from qis_edge.store.tables import Tables
 
 DEFAULT_BUDGET = 64 * 1024 * 1024
 
+_CLOCK_STEP = 3600
 #: How much may be appended between two looks at the budget.
 _UNCHECKED = 32 * 1024
 
@@ -208,7 +209,10 @@ class Outbox(OutboxReader):
         return self._tables.state.clock
 
     def set_clock(self, now: int) -> None:
-        """What the time is, from who knows it. Corrects a floor that a wrong clock raised."""
+        """What the time is, from who knows it. Corrects a floor that a wrong clock raised;
+        raises one by an hour and more, so that being told often is not writing often."""
+        if 0 <= now - self.clock_floor < _CLOCK_STEP:
+            return
         with self._tables.change() as state:
             state.clock = now
 

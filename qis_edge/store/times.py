@@ -109,12 +109,16 @@ def timed(boot: Boot, monotonic: float, extensions: str) -> tuple[int, str]:
 def settle(tables: Tables, name: str, offset: float, uncertainty: float) -> Settlement:
     """Give every outcome without a time its own. May be repeated; goes on where it was
     interrupted."""
-    with tables.change():
-        boot = note_boot(tables, name)
-        tables.db.execute(
-            "UPDATE boots SET offset=?, uncertainty=? WHERE id=?",
-            (float(offset), float(uncertainty), boot.id),
-        )
+    known = find_boot(tables, name)
+    if known is None or not _tells_nothing_new(known, offset, uncertainty):
+        with tables.change():
+            boot = note_boot(tables, name)
+            tables.db.execute(
+                "UPDATE boots SET offset=?, uncertainty=? WHERE id=?",
+                (float(offset), float(uncertainty), boot.id),
+            )
+    else:
+        boot, offset = known, known.offset or 0.0
     if not tables.state.untimed:
         return Settlement(0, 0)
     boots, guessed = _estimated(tables, float(offset))
@@ -129,6 +133,13 @@ def settle(tables: Tables, name: str, offset: float, uncertainty: float) -> Sett
     with tables.change():
         tables.db.execute("DELETE FROM boots WHERE id<>?", (boot.id,))
     return Settlement(exact, estimated)
+
+
+def _tells_nothing_new(known: Boot, offset: float, uncertainty: float) -> bool:
+    """Gateways tell the time often; what is as good already is not written again."""
+    if known.offset is None or uncertainty < known.uncertainty:
+        return False
+    return abs(offset - known.offset) <= max(0.5, uncertainty)
 
 
 def _settle_some(tables: Tables, boots: dict[int, Boot]) -> list[int]:

@@ -8,8 +8,20 @@ from pathlib import Path
 import pytest
 
 from qis_edge.core.receipt import Receipt
-from qis_edge.store import Answer, Outbox, Pending
-from tests.store.kit import ADDRESS, ELSEWHERE, EPOCH, GATEWAY, ME, fill, held, outcome, pack_each
+from qis_edge.store import Answer, Inbox, Outbox, Pending, Position
+from tests.store.kit import (
+    ADDRESS,
+    ELSEWHERE,
+    EPOCH,
+    GATEWAY,
+    ME,
+    T0,
+    fill,
+    held,
+    outcome,
+    pack_each,
+    peer_packet,
+)
 
 FEW, MANY = 5_000, 100_000
 
@@ -87,14 +99,35 @@ def test_waiting_for_a_link_writes_nothing(tmp_path: Path) -> None:
         store = pack_each(box, 3)[0].store
         fill(box, 5)
         held(box, store, 0)
+        box.settle("boot", 1e9)
+        box.set_clock(2_000_000_000)
         before = written()
-        for _ in range(10):
+        for second in range(10):
+            box.settle("boot", 1e9 + 0.1)
+            box.set_clock(2_000_000_000 + second)
             box.unreceipted()
             box.stats()
             box.pack(ME, ready=lambda _: False)
             held(box, store, 0)
             box.receipt(GATEWAY, EPOCH, Receipt(store, later=((60, (1, 2)),)))
             box.packet_id(store, 1)
+        assert written() == before
+
+
+def test_a_quiet_inbox_writes_nothing(tmp_path: Path) -> None:
+    box, _ = Inbox.open(tmp_path / "inbox.db")
+    with box:
+        packet = peer_packet(1, 1)
+        position = Position(GATEWAY, b"cursor")
+        box.put([packet], now=T0, position=position)
+        box.met_gateway(GATEWAY, EPOCH, T0)
+        before = written()
+        for second in range(10):
+            box.put([packet], now=T0, position=position)
+            box.met_gateway(GATEWAY, EPOCH, T0 + second)
+            box.expire(T0)
+            box.query(ADDRESS)
+            box.stats()
         assert written() == before
 
 

@@ -122,6 +122,14 @@ def test_once_settled_a_restarted_daemon_knows_the_time(tmp_path: Path) -> None:
         assert times(box) == {7.0: (BOOT + 7, 2)}
 
 
+def test_a_better_offset_is_taken_a_worse_one_is_not(box: Outbox) -> None:
+    box.settle("now", BOOT, 2.0)
+    box.settle("now", BOOT + 1.5, 3.0)
+    assert box.boot_offset("now") == (BOOT, 2.0)
+    box.settle("now", BOOT + 1.0, 0.1)
+    assert box.boot_offset("now") == (BOOT + 1, 0.1)
+
+
 def test_settling_again_corrects_what_comes_later_only(box: Outbox) -> None:
     unclocked(box, "now", 1)
     box.settle("now", BOOT)
@@ -157,5 +165,6 @@ def test_the_clock_floor_is_kept_and_can_be_corrected(tmp_path: Path) -> None:
     with Outbox.open(path, ME.public, clock_floor=T0) as box:
         assert box.clock_floor == T0 + 1000 * HOUR
         box.set_clock(T0 + 11 * HOUR)
+        box.set_clock(T0 + 11 * HOUR + 60)  # not worth a write
     with Outbox.open(path, ME.public) as box:
         assert box.clock_floor == T0 + 11 * HOUR
