@@ -89,7 +89,7 @@ def test_it_has_our_packages_and_nothing_else(files: dict[str, bytes]) -> None:
     tops = {name.partition("/")[0] for name in files}
     assert tops == {"qis_edge", "gateway", "devices", f"qis_edge-{PROJECT['version']}.dist-info"}
     kinds = {Path(name).suffix for name in files if ".dist-info/" not in name}
-    assert kinds <= {".py", ".typed", ".toml", ".csv", ".gz", ".sql", ".conf"}
+    assert kinds <= {".py", ".typed", ".toml", ".csv", ".gz", ".md"}
     assert not [name for name in files if "test" in Path(name).parts]
 
 
@@ -102,7 +102,7 @@ def test_it_has_our_packages_and_nothing_else(files: dict[str, bytes]) -> None:
         "devices/domains/weather.toml",
         "devices/domains/air_quality.toml",
         "devices/domains/soil_moisture.toml",
-        "gateway/testing.py",
+        "gateway/testing/__init__.py",
         "qis_edge/testing/links.py",
     ],
 )
