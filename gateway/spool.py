@@ -240,7 +240,10 @@ class Spool:
         #: :meth:`renew_epoch` brings it back.
         self.torn = self._db.torn
         self._origins: dict[bytes, int] = {}
-        self._engines: frozenset[str] = frozenset()
+        #: Active engine → position, and the last position given: as the file has them, so
+        #: that :meth:`routed_through` can be asked from any thread.
+        self._positions: dict[str, int] = {}
+        self._last = int(self._fact("last"))
         #: 4 random bytes, drawn when the spool was born or renewed.
         self.epoch = bytes(self._fact("epoch"))
         #: Unix seconds: what nodes that knew another epoch are to send again from.
@@ -274,10 +277,11 @@ class Spool:
         :returns: one answer each, in order.
         :raises StoreError: nothing of the batch was taken in; it may be brought again.
         """
-        admitting = _Admitting(self._db, self._origins, int(self._fact("last")))
+        admitting = _Admitting(self._db, self._origins, self._last)
         with self._db.transaction():
             answers = [admitting.take(intake) for intake in batch]
             admitting.write()
+        self._last = admitting.last
         if len(self._origins) + len(admitting.new_origins) > MAX_ORIGINS:
             self._origins.clear()
         self._origins.update(admitting.new_origins)
@@ -288,11 +292,11 @@ class Spool:
     def activate(self, engines: Iterable[str]) -> None:
         """From now on packets wait for exactly these engines. Others keep their positions,
         for when they come back, and hold up nothing."""
-        active = frozenset(engines)
+        active = sorted(set(engines))
         with self._db.transaction():
-            for url in sorted(active):
+            for url in active:
                 self._db.execute("INSERT OR IGNORE INTO engines (url) VALUES (?)", (url,))
-        self._engines = active
+        self._positions = {url: self._stored_position(url) for url in active}
 
     def engage(self, url: str, incarnation: str = "") -> int:
         """An engine was opened: its position, which is the beginning if it is no more the
@@ -307,7 +311,8 @@ class Spool:
                 "incarnation = ?1 WHERE url = ?2 AND ?1 != ''",
                 (incarnation, url),
             )
-        return self._position(url)
+        position = self._positions[url] = self._stored_position(url)
+        return position
 
     def pending(self, url: str, limit: int = 500) -> Pending:
         """What comes next for an engine: at most ``limit`` packets, none when it has all.
@@ -336,19 +341,24 @@ class Spool:
             self._db.execute(
                 "UPDATE engines SET position = max(position, ?) WHERE url = ?", (through, url)
             )
+        self._positions[url] = max(through, self._positions[url])
 
     def routed_through(self, engines: Iterable[str] | None = None) -> int:
         """The position up to which all of these engines (``None``: all active ones) have
-        everything. Without any engine: the end.
+        everything. Without any engine: the end. From memory, on any thread.
 
         :raises UsageError: one is not active.
         """
-        positions = [self._position(url) for url in (self._engines if engines is None else engines)]
-        return min(positions, default=int(self._fact("last")))
+        chosen = list(self._positions if engines is None else engines)
+        return min(map(self._position, chosen), default=self._last)
 
     def _position(self, url: str) -> int:
-        if url not in self._engines:
+        position = self._positions.get(url)
+        if position is None:
             raise UsageError(f"{url} is not an active routing engine", field="engine")
+        return position
+
+    def _stored_position(self, url: str) -> int:
         return self._db.number("SELECT position FROM engines WHERE url = ?", (url,))
 
     # --- trimming ----------------------------------------------------------------------
@@ -435,7 +445,7 @@ class Spool:
 
     def status(self) -> SpoolStatus:
         """Figures that cost nothing to know."""
-        last = int(self._fact("last"))
+        last = int(self._fact("last"))  # a reader's own is of when it was opened
         engines = self._db.rows("SELECT url, position FROM engines ORDER BY url")
         return SpoolStatus(
             epoch=self.epoch,
@@ -444,7 +454,7 @@ class Spool:
             size=int(self._fact("bytes")),
             budget=self.budget,
             engines=tuple(
-                EngineState(url, url in self._engines, position, last - position)
+                EngineState(url, url in self._positions, position, last - position)
                 for url, position in engines
             ),
         )
@@ -477,7 +487,7 @@ class _Admitting:
     def __init__(self, db: GatewayDatabase, origins: dict[bytes, int], last: int) -> None:
         self._db = db
         self._origins = origins
-        self._last = last
+        self.last = last
         self.new_origins: dict[bytes, int] = {}
         self._rows: list[tuple[object, ...]] = []
         #: (origin, sequence) → packet and position, of what is new in this batch.
@@ -512,14 +522,14 @@ class _Admitting:
         return origin
 
     def _new(self, origin: int, intake: Intake) -> Admission:
-        self._last += 1
+        self.last += 1
         entry = Entry.of(intake.packet)
-        self._fresh[origin, intake.packet.sequence] = (intake.packet, self._last)
+        self._fresh[origin, intake.packet.sequence] = (intake.packet, self.last)
         self._bytes += len(entry.raw) + _OVERHEAD
         vector = entry.vector
         self._rows.append(
             (
-                self._last,
+                self.last,
                 origin,
                 intake.packet.sequence,
                 int(intake.received),
@@ -531,7 +541,7 @@ class _Admitting:
                 entry.raw,
             )
         )
-        return Admission(Verdict.NEW, self._last)
+        return Admission(Verdict.NEW, self.last)
 
     def _known(self, origin: int, intake: Intake) -> Admission:
         row = self._db.row(
@@ -575,7 +585,7 @@ class _Admitting:
             )
         if self._rows:
             _count(self._db, len(self._rows), self._bytes)
-            self._db.execute("UPDATE facts SET value = ? WHERE name = 'last'", (self._last,))
+            self._db.execute("UPDATE facts SET value = ? WHERE name = 'last'", (self.last,))
 
     def _add_run(self, origin: int, first: int, last: int) -> None:
         """Add sequences of which none is held, joining the runs that they touch."""
