@@ -21,6 +21,8 @@ from qis_edge.core.errors import QisError
 
 #: Real seconds for processes to start before the simulated clock shows its epoch.
 LEAD = 2.0
+#: The longest that joining may be permitted, in seconds of the simulated clock.
+WEEK = 7 * 86400
 #: Real seconds for the last packets to arrive.
 DRAIN = 45.0
 
@@ -62,7 +64,7 @@ class Demo:
         for node in field.nodes.values():
             node.start()
         field.wait("the gateway's start", lambda: field.status("gateway") is not None)
-        field.permit(int(DRAIN * self.scenario.rate))
+        field.permit(WEEK)
         for station in STATIONS:
             field.wait(f"{station}'s wish to join", lambda one=station: self._approve(one))
         field.wait("joining", lambda: all(self._enrolled(one) for one in STATIONS))
@@ -112,6 +114,7 @@ class Demo:
         try:
             self.field.approve(station)
         except QisError:
+            self.field.permit(WEEK)  # a week of the simulated clock is over soon
             return False
         return True
 

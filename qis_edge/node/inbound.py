@@ -14,7 +14,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from qis_edge.core.cose import open_sign1
 from qis_edge.core.errors import LinkError, Reason, Refused
@@ -60,7 +60,10 @@ Interests = tuple[tuple[bytes, int], ...]
 
 
 class Inbound:
-    """The receiving half of a node, for one link."""
+    """The receiving half of a node, for one link.
+
+    :param heard: is given peers' packets that were new.
+    """
 
     def __init__(
         self,
@@ -72,6 +75,8 @@ class Inbound:
         inbox: Inbox,
         disk: Worker,
         clock: Timekeeper,
+        *,
+        heard: Callable[[Sequence[Packet]], None],
     ) -> None:
         self._link = link
         self._uplink = uplink
@@ -81,6 +86,7 @@ class Inbound:
         self._inbox = inbox
         self._disk = disk
         self._clock = clock
+        self._tell = heard
         self._interests: Interests = ()
         self._requested: dict[bytes, float] = {}
         self._hello = asyncio.Event()
@@ -160,15 +166,16 @@ class Inbound:
                     await self._send(question)
         if known:
             new, refused = await self._disk(self._verify_and_keep, known)
-            self.heard += new
-            self.repeated += len(known) - new - len(refused)
+            self._tell(new)
+            self.heard += len(new)
+            self.repeated += len(known) - len(new) - len(refused)
             for unacceptable in refused:
                 self._count(unacceptable)
 
     def _verify_and_keep(
         self, known: Sequence[tuple[bytes, PublicKey]]
-    ) -> tuple[int, list[Refused]]:
-        """In the disk's thread."""
+    ) -> tuple[list[Packet], list[Refused]]:
+        """In the disk's thread: what was new, and what is not acceptable."""
         now = self._clock.now()
         packets: list[Packet] = []
         refusals: list[Refused] = []
@@ -181,7 +188,7 @@ class Inbound:
             except Refused as refusal:
                 refusals.append(refusal)
         fresh = [packet for packet in packets if packet.expires > now]
-        return len(self._inbox.put(fresh, now=int(now))), refusals
+        return self._inbox.put(fresh, now=int(now)), refusals
 
     # - gateways
 

@@ -90,6 +90,9 @@ class Node:
             pace=replace(BROKER, window=config.custody.window),
             copies=config.custody.copies,
         )
+        self.estimating = Estimating(
+            config, self.domain, self.inbox, self.disk, self.clock, self.identity.kid
+        )
         self.inbound = Inbound(
             self.link,
             self.uplink,
@@ -99,8 +102,8 @@ class Node:
             self.inbox,
             self.disk,
             self.clock,
+            heard=self.estimating.heard,
         )
-        self.estimating = Estimating(config, self.domain, self.inbox, self.clock)
         self.sensing = Sensing(
             config,
             self.domain,
@@ -144,6 +147,7 @@ class Node:
             await control.close()
             await self.link.close()
             await self.sensing.close()
+            await self.estimating.close()
             await self.disk(self.outbox.close)
             await self.disk(self.inbox.close)
             self.disk.close()
@@ -235,7 +239,11 @@ class Node:
                 "heard": self.inbound.heard,
                 "refused": dict(self.inbound.refused),
             },
-            "estimates": self.estimating.made,
+            "estimates": {
+                "made": self.estimating.made,
+                "hook_failures": self.estimating.hook_failures,
+                "doubtful": list(self.estimating.doubtful),
+            },
             "sensors": self.sensing.status(),
         }
 

@@ -20,7 +20,7 @@ from qis_edge.core.errors import SensorError
 from qis_edge.core.outcome import Outcome, Value
 from qis_edge.core.packet import Extensions
 from qis_edge.drivers import load_callable, load_driver
-from qis_edge.node.estimating import ESTIMATE, Estimating
+from qis_edge.node.estimating import ESTIMATE_TAG, Estimating, as_outcome
 from qis_edge.node.timekeeping import Timekeeper, boot_id, boot_seconds
 from qis_edge.sensor import Sensor
 from qis_edge.store.forms import Pending, Unclocked
@@ -108,6 +108,7 @@ class Sensing:
         """Hear of peers from the start, not only from the first window on."""
         situation = self._config.situation.at(self._domain, self._clock.now(), {})
         await self._attend_to(situation)
+        await self._estimating.recall(situation.fingerprint)
 
     async def close(self) -> None:
         """Close the drivers."""
@@ -175,6 +176,7 @@ class Sensing:
         named = {str(name): value for name, value in outcome.results.items()}
         situation = self._config.situation.at(self._domain, outcome.time, named)
         await self._append(outcome, situation, ())
+        self._estimating.measured(outcome)
         self._stated = outcome.time
         await self._attend_to(situation)
         self._closed.set()
@@ -220,12 +222,12 @@ class Sensing:
                 done = min(start, self._stated)
                 end = done + self._config.distil.window
                 await sleep_until(self._clock, end + self._config.synthesis.wait)
-                emitted = await self._disk(self._estimating.estimate, self.address, done)
-                if emitted is not None and self._config.synthesis.emit:
-                    situation = self._config.situation.at(
-                        self._domain, emitted.time, {str(n): v for n, v in emitted.results.items()}
-                    )
-                    await self._append(emitted, situation, (ESTIMATE,))
+                estimate = await self._estimating.estimate(done)
+                if self._config.synthesis.emit and estimate.results:
+                    outcome = as_outcome(estimate)
+                    named = {str(name): value for name, value in outcome.results.items()}
+                    situation = self._config.situation.at(self._domain, outcome.time, named)
+                    await self._append(outcome, situation, (ESTIMATE_TAG,))
 
     # - looking in
 

@@ -36,7 +36,7 @@ class Site:
         self.broker = broker
         self.root = Identity.generate()
         self.anchor = time.time()
-        self._tasks: dict[object, tuple[asyncio.Event, asyncio.Task[None]]] = {}
+        self._tasks: dict[Node | Station, tuple[asyncio.Event, asyncio.Task[None]]] = {}
 
     # - making
 
@@ -113,7 +113,7 @@ class Site:
 
     async def stop(self, *what: Node | Station) -> None:
         """Stop these, or all."""
-        for one in what or tuple(self._tasks):
+        for one in what or list(self._tasks):
             stop, task = self._tasks.pop(one)
             stop.set()
             await task
@@ -134,10 +134,7 @@ class Site:
         desk.permit(station.clock.now() + 10 * YEAR)
         for node in nodes:
             kid = node.identity.kid
-            await self.wait(
-                "the wish to join",
-                lambda kid=kid: any(one.kid == kid for one in desk.waiting()),
-            )
+            await self.wait("the wish to join", lambda: kid in [one.kid for one in desk.waiting()])  # noqa: B023 - asked at once
             desk.approve(kid, station.identity, time.time())
         await self.wait("joining", lambda: all(node.membership.enrolled(None) for node in nodes))
         desk.close()
