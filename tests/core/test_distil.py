@@ -146,7 +146,8 @@ def test_kind_and_confidence_by_coverage(count: int, kind: Kind, confidence: flo
 @pytest.mark.parametrize(
     ("values", "kind", "confidence"),
     [([20, 20], Kind.RESOLVED, 1), ([19, 21], Kind.RESOLVED, 0.8),
-     ([18.1, 21.9], Kind.RESOLVED, 0.53), ([17.9, 22.1], Kind.CONTRADICTED, 0.48), ([10, 30], Kind.CONTRADICTED, 0.04)],
+     ([18.1, 21.9], Kind.RESOLVED, 0.53), ([17.9, 22.1], Kind.CONTRADICTED, 0.48),
+     ([10, 30], Kind.CONTRADICTED, 0.04)],
 )  # fmt: skip
 def test_kind_and_confidence_by_spread(values: list[Value], kind: Kind, confidence: float) -> None:
     outcome = one(2, values)
