@@ -306,11 +306,13 @@ class Spool:
         """
         self._position(url)
         with self._db.transaction():
-            self._db.execute(
-                "UPDATE engines SET position = iif(incarnation IN ('', ?1), position, 0), "
-                "incarnation = ?1 WHERE url = ?2 AND ?1 != ''",
-                (incarnation, url),
-            )
+            before = self._db.value("SELECT incarnation FROM engines WHERE url = ?", (url,))
+            if incarnation and before != incarnation:
+                self._db.execute(
+                    "UPDATE engines SET incarnation = ?, position = iif(?, 0, position) "
+                    "WHERE url = ?",
+                    (incarnation, before != "", url),
+                )
         position = self._positions[url] = self._stored_position(url)
         return position
 
@@ -325,9 +327,8 @@ class Spool:
             "WHERE position > ? ORDER BY position LIMIT ?",
             (position, limit),
         )
-        return Pending(
-            tuple(_entry(row) for row in rows if row[1]), rows[-1][0] if rows else position
-        )
+        entries = [entry for row in rows if row[1] and (entry := _entry(row)) is not None]
+        return Pending(tuple(entries), rows[-1][0] if rows else position)
 
     def advance(self, url: str, through: int) -> None:
         """An engine has deposited everything up to a position, durably.
@@ -421,9 +422,9 @@ class Spool:
         rows = self._db.rows(
             "SELECT kid, store, floor, sum(last - first + 1), max(last), "
             "sum(iif(first < floor, min(last, floor - 1) - first + 1, 0)) "
-            "FROM origins JOIN ranges USING (origin) WHERE ?1 IS NULL OR kid = ?1 "
+            "FROM origins JOIN ranges USING (origin) WHERE kid = ? OR ? "
             "GROUP BY origin ORDER BY kid, origin",
-            (kid,),
+            (kid, kid is None),
         )
         states = []
         for row_kid, store, floor, held, last, below in rows:
@@ -556,18 +557,13 @@ class _Admitting:
         return self._equivocation(origin, intake, raw)
 
     def _equivocation(self, origin: int, intake: Intake, held: bytes) -> Admission:
-        self._db.execute(
-            "INSERT INTO proofs SELECT ?1, ?2, ?3, ?4, ?5 "
-            "WHERE (SELECT count(*) FROM proofs WHERE origin = ?1) < ?6",
-            (
-                origin,
-                intake.packet.sequence,
-                int(intake.received),
-                held,
-                intake.packet.raw,
-                MAX_PROOFS,
-            ),
-        )
+        packet = intake.packet
+        known = self._db.number("SELECT count(*) FROM proofs WHERE origin = ?", (origin,))
+        if known < MAX_PROOFS:
+            self._db.execute(
+                "INSERT INTO proofs VALUES (?, ?, ?, ?, ?)",
+                (origin, packet.sequence, int(intake.received), held, packet.raw),
+            )
         return Admission(Verdict.EQUIVOCATION, 0)
 
     def write(self) -> None:
@@ -581,7 +577,7 @@ class _Admitting:
                 self._add_run(origin, first, last)
         for origin, floor in self._floors.items():
             self._db.execute(
-                "UPDATE origins SET floor = ?1 WHERE origin = ?2 AND floor < ?1", (floor, origin)
+                "UPDATE origins SET floor = max(floor, ?) WHERE origin = ?", (floor, origin)
             )
         if self._rows:
             _count(self._db, len(self._rows), self._bytes)
@@ -610,10 +606,12 @@ def _count(db: GatewayDatabase, packets: int, size: int) -> None:
     )
 
 
-def _entry(row: Sequence[Any]) -> Entry:
+def _entry(row: Sequence[Any]) -> Entry | None:
+    """``None`` for what is no packet any more, on a failing disk: it must hold up nothing."""
     _, _, time, expires, confidence, vector, raw = row
     found = framed_id(raw)
-    assert found is not None  # it was verified before it was admitted
+    if found is None:
+        return None
     return Entry(
         raw,
         found,

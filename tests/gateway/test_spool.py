@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -204,6 +205,32 @@ def test_what_is_not_routed_is_held_and_passed_over(spool: Spool) -> None:
     assert [entry.id for entry in drain(spool, ENGINE, limit=2)] == [packet(3).id]
     assert spool.routed_through() == 9
     assert spool.held(NODES[0].kid, STORES[0]) == Ranges([(0, 8)])
+
+
+def test_what_rotted_on_the_disk_holds_up_nothing(spool: Spool, path: Path) -> None:
+    spool.admit([intake(sequence) for sequence in range(5)])
+    stranger = sqlite3.connect(path)
+    stranger.execute("UPDATE packets SET raw = zeroblob(100) WHERE position = 3")
+    stranger.commit()
+    stranger.close()
+    found = [entry.id for entry in drain(spool, ENGINE)]
+    assert found == [packet(sequence).id for sequence in (0, 1, 3, 4)]
+
+
+def test_how_far_they_are_is_told_on_any_thread(spool: Spool) -> None:
+    """While the spool's own thread waits for the disk, too."""
+    spool.admit([intake(0)])
+    blocker = sqlite3.connect(spool.path, isolation_level=None)
+    blocker.execute("BEGIN EXCLUSIVE")
+    worker = threading.Thread(target=spool.advance, args=(ENGINE, 1))
+    worker.start()
+    try:
+        assert spool.routed_through() == 0
+        assert worker.is_alive()
+    finally:
+        blocker.close()
+        worker.join()
+    assert spool.routed_through() == 1
 
 
 def test_each_engine_goes_at_its_own_pace(path: Path) -> None:
