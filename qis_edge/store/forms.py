@@ -104,6 +104,7 @@ class Queued:
 class Aside:
     """Something that will never be sent by itself.
 
+    :param at: unix seconds that the store then knew to have passed (its clock floor).
     :param key: (store, sequence) of a refused packet; ``None`` for an outcome that no
         packet can carry.
     :param reason: code of the refusal (``Reason``), 0 for an outcome.
@@ -113,6 +114,7 @@ class Aside:
     :param content: the packet, or the outcome's row.
     """
 
+    at: int
     key: tuple[bytes, int] | None
     reason: int
     detail: str

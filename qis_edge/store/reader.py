@@ -126,12 +126,13 @@ class OutboxReader:
     def aside(self, limit: int = 256) -> list[Aside]:
         """What will not be sent by itself, newest first."""
         rows = self._db.rows(
-            "SELECT packet, reason, detail, gateway, priority, count, content FROM aside"
+            "SELECT at, packet, reason, detail, gateway, priority, count, content FROM aside"
             " ORDER BY id DESC LIMIT ?",
             (limit,),
         )
         return [
             Aside(
+                at,
                 None if packet is None else (self._store(packet >> 32), sequence_of(packet)),
                 reason,
                 detail,
@@ -140,7 +141,7 @@ class OutboxReader:
                 count,
                 content,
             )
-            for packet, reason, detail, gateway, priority, count, content in rows
+            for at, packet, reason, detail, gateway, priority, count, content in rows
         ]
 
     def notices(self, limit: int = 64) -> list[Notice]:

@@ -169,7 +169,7 @@ _PACKET_COLUMNS = (
     "id", "rank", "priority", "holders", "count", "last_time", "expires", "raw", "crc",
 )  # fmt: skip
 _ASIDE_COLUMNS = (
-    "id", "packet", "reason", "detail", "gateway", "priority", "count", "content",
+    "id", "at", "packet", "reason", "detail", "gateway", "priority", "count", "content",
 )  # fmt: skip
 
 

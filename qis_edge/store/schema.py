@@ -119,6 +119,7 @@ CREATE TABLE stubs (
 -- What will never be sent: refused packets, and outcomes that no packet carries.
 CREATE TABLE aside (
     id INTEGER PRIMARY KEY,
+    at INTEGER NOT NULL,           -- clock floor when it came here
     packet INTEGER,                -- its id as in `packets`, or NULL: an outcome
     reason INTEGER NOT NULL,       -- code of the refusal, 0 for an outcome
     detail TEXT NOT NULL,

@@ -354,9 +354,9 @@ class Tables:
     ) -> None:
         """Keep something that will not be sent where people can see it."""
         self.db.execute(
-            "INSERT INTO aside (packet, reason, detail, gateway, priority, count, content)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (packet, reason, detail, gateway, priority, count, content),
+            "INSERT INTO aside (at, packet, reason, detail, gateway, priority, count, content)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (self.state.clock, packet, reason, detail, gateway, priority, count, content),
         )
         self._trim("aside", KEEP_ASIDE)
 
