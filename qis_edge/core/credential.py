@@ -288,7 +288,7 @@ class Enrolment:
 class TrustStore:
     """The credentials that lead to one root, and what they entitle to at a given time.
 
-    A chain is root → credential, or root → issuer → credential. Only the root makes
+    A chain is root → credential, or root → issuer → node. Only the root makes gateways and
     issuers, and an issuer that is revoked or has expired takes what it issued with it.
     Nothing gets in whose signature does not verify.
 
@@ -322,8 +322,8 @@ class TrustStore:
         displaces the root's, and that one which is no longer valid displaces none.
 
         :returns: the credential that stands for that key now.
-        :raises Refused: CHAIN (unknown issuer, vouches for itself, an issuer that the
-            root did not make), SIGNATURE, REVOKED, EXPIRED, SCOPE (its issuer is none),
+        :raises Refused: CHAIN (unknown issuer, vouches for itself, a gateway or issuer
+            that the root did not make), SIGNATURE, REVOKED, EXPIRED, SCOPE (its issuer is none),
             FLOODED, or anything about its form.
         """
         new = Credential.parse(raw)
@@ -444,8 +444,8 @@ class TrustStore:
         if issuer is None:
             raise Refused(Reason.CHAIN, "credential.issuer", "does not lead to the root")
         new.verify(issuer.key)
-        if ISSUER in new.scope:
-            raise Refused(Reason.CHAIN, "credential.scope", "only the root makes issuers")
+        if not new.scope.isdisjoint({GATEWAY, ISSUER}):
+            raise Refused(Reason.CHAIN, "credential.scope", "only the root makes gateways")
 
     def _check_standing(self, held: Credential, now: float | None) -> None:
         """Whether it and its issuer are neither revoked nor out of their time."""

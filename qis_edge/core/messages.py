@@ -17,7 +17,7 @@ from qis_edge.core import cbor, checks, receipt
 from qis_edge.core.checks import require
 from qis_edge.core.cose import Mac0, mac0, open_mac0
 from qis_edge.core.credential import CWT_TAG, MAX_NUMBER, MAX_TIME, Enrolment, RevocationList
-from qis_edge.core.errors import Reason, Refused, UsageError
+from qis_edge.core.errors import DoesNotFit, Reason, Refused, UsageError
 from qis_edge.core.receipt import ReceiptMessage
 
 MAX_MESSAGE = 512
@@ -28,8 +28,10 @@ MAX_BITS = 8 * FINGERPRINT_SIZE
 MAX_CURSOR = 64
 #: Credentials asked for by one message.
 MAX_WANTED = 32
-#: Fingerprints in one request: what fits 512 bytes beside the longest cursor.
+#: Fingerprints in one request. As many as this fit 512 bytes beside the longest cursor;
+#: without one, two more.
 MAX_INTERESTS = 10
+_MOST_INTERESTS = 16
 MAX_LIMIT = 65535
 
 HELLO_AAD = b"qis/hello/1"
@@ -174,7 +176,8 @@ class Request:
 
     :param kid: the node's, 8 bytes.
     :param gateway: whom it asks, 8 bytes.
-    :param interests: 1 to 10 (fingerprint of 32 bytes, 1..256 leading bits that count).
+    :param interests: at least one (fingerprint of 32 bytes, 0..256 leading bits that
+        count), at most ``MAX_INTERESTS`` for it to fit.
     :param cursor: the last position that this gateway told, at most 64 bytes, or
         ``None``: from the beginning.
     :param limit: how many packets it wants at most, 1..65535.
@@ -189,19 +192,27 @@ class Request:
 
     def encode(self, key: bytes) -> bytes:
         """:param key: of the way node → gateway.
+        :raises DoesNotFit: too many interests for 512 bytes.
         :raises UsageError: a field is out of bounds.
         """
         require(len(self.gateway) == 8, "gateway", "a kid has 8 bytes")
-        require(1 <= len(self.interests) <= MAX_INTERESTS, "interests", f"1..{MAX_INTERESTS}")
+        require(1 <= len(self.interests) <= _MOST_INTERESTS, "interests", f"1..{_MOST_INTERESTS}")
         require(len(set(self.interests)) == len(self.interests), "interests", "one twice")
         for fingerprint, bits in self.interests:
             require(len(fingerprint) == FINGERPRINT_SIZE, "interests", "a fingerprint: 32 bytes")
-            require(1 <= bits <= MAX_BITS, "interests", f"bits must be 1..{MAX_BITS}")
+            require(0 <= bits <= MAX_BITS, "interests", f"bits must be 0..{MAX_BITS}")
         require(1 <= self.limit <= MAX_LIMIT, "limit", f"must be 1..{MAX_LIMIT}")
         if self.cursor is not None:
             require(len(self.cursor) <= MAX_CURSOR, "cursor", f"at most {MAX_CURSOR} bytes")
         payload = [_REQUEST, self.gateway, self.interests, self.cursor, self.limit]
-        return _seal(payload, key, REQUEST_AAD, self.kid)
+        raw = _seal(payload, key, REQUEST_AAD, self.kid)
+        if len(raw) > MAX_MESSAGE:
+            raise DoesNotFit(
+                f"{len(self.interests)} make {len(raw)} bytes, at most {MAX_MESSAGE}",
+                field="interests",
+                hint=f"{MAX_INTERESTS} always fit",
+            )
+        return raw
 
     def verify(self, key: bytes) -> None:
         """Whether the node that shares ``key`` said it. An old one said again verifies too.
@@ -326,7 +337,7 @@ def _greeting(form: list[object], kid: bytes, mac: Mac0) -> Greeting:
 def _request(form: list[object], kid: bytes, mac: Mac0) -> Request:
     _, gateway, interests, cursor, limit = checks.array(form, 5, 5, "request")
     wanted = tuple(
-        _interest(pair) for pair in checks.array(interests, 1, MAX_INTERESTS, "request.interests")
+        _interest(pair) for pair in checks.array(interests, 1, _MOST_INTERESTS, "request.interests")
     )
     if len(set(wanted)) != len(wanted):
         raise Refused(Reason.DUPLICATE_KEY, "request.interests")
@@ -344,7 +355,7 @@ def _interest(pair: object) -> tuple[bytes, int]:
     fingerprint, bits = checks.array(pair, 2, 2, "request.interests")
     return (
         checks.bstr(fingerprint, FINGERPRINT_SIZE, FINGERPRINT_SIZE, "request.fingerprint"),
-        checks.uint(bits, MAX_BITS, "request.bits", low=1),
+        checks.uint(bits, MAX_BITS, "request.bits"),
     )
 
 

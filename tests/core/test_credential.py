@@ -277,9 +277,11 @@ def test_a_gateway_that_is_no_issuer_issues_nothing() -> None:
     assert wrong == (Reason.SCOPE, "credential.issuer")
 
 
-def test_an_issuer_may_make_a_gateway_but_no_issuer(trust: TrustStore) -> None:
-    trust.add(give(OTHER.public, "gateway", by=GATEWAY).raw, NOW)
-    assert trust.resolve(OTHER.kid, NOW, "gateway") == OTHER.public
+@pytest.mark.parametrize("scope", ["gateway", "issuer", "gateway issuer", "gateway node"])
+def test_an_issuer_makes_nodes_and_nothing_else(trust: TrustStore, scope: str) -> None:
+    made = give(OTHER.public, scope, by=GATEWAY)
+    assert refusal(lambda: trust.add(made.raw, NOW)) == (Reason.CHAIN, "credential.scope")
+    trust.add(give(OTHER.public, scope).raw, NOW)  # the root does
 
 
 # --- time ------------------------------------------------------------------------------

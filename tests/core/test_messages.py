@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from qis_edge.core import cbor
 from qis_edge.core.cose import mac0
 from qis_edge.core.credential import MAX_REVOKED, Enrolment, RevocationList, issue
-from qis_edge.core.errors import Reason, Refused, UsageError
+from qis_edge.core.errors import DoesNotFit, Reason, Refused, UsageError
 from qis_edge.core.identity import Identity
 from qis_edge.core.messages import (
     MAX_INTERESTS,
@@ -45,7 +45,7 @@ uint32 = st.integers(0, 2**32 - 1)
 times = st.integers(0, 2**40 - 1)
 cursors = st.binary(max_size=64)
 interests = st.lists(
-    st.tuples(st.binary(min_size=32, max_size=32), st.integers(1, 256)),
+    st.tuples(st.binary(min_size=32, max_size=32), st.integers(0, 256)),
     min_size=1,
     max_size=MAX_INTERESTS,
     unique=True,
@@ -109,6 +109,12 @@ def test_the_longest_request_fits() -> None:
     many = tuple((bytes([n]) * 32, 256) for n in range(MAX_INTERESTS))
     request = Request(NODE.kid, GATEWAY.kid, many, bytes(64), 65535)
     assert len(request.encode(KEYS.to_gateway)) == 490
+    twelve = tuple((bytes([n]) * 32, 256) for n in range(12))
+    raw = Request(NODE.kid, GATEWAY.kid, twelve, None, 65535).encode(KEYS.to_gateway)
+    assert len(raw) <= MAX_MESSAGE
+    assert isinstance(decode(raw), Request)
+    with pytest.raises(DoesNotFit, match="12 make 5"):
+        Request(NODE.kid, GATEWAY.kid, twelve, bytes(64), 1).encode(KEYS.to_gateway)
 
 
 @settings(max_examples=40)
@@ -250,11 +256,11 @@ def request_form(**changes: object) -> list[object]:
         (request_form(interests=[]), Reason.BOUNDS, "request.interests"),
         (request_form(interests=[[FINGERPRINT]]), Reason.BOUNDS, "request.interests"),
         (request_form(interests=[[b"", 256]]), Reason.BOUNDS, "request.fingerprint"),
-        (request_form(interests=[[FINGERPRINT, 0]]), Reason.INTEGER, "request.bits"),
+        (request_form(interests=[[FINGERPRINT, -1]]), Reason.INTEGER, "request.bits"),
         (request_form(interests=[[FINGERPRINT, 257]]), Reason.INTEGER, "request.bits"),
         (request_form(interests=[[FINGERPRINT, 9]] * 2), Reason.DUPLICATE_KEY, "request.interests"),
         (
-            request_form(interests=[[bytes([n]) * 32, 9] for n in range(11)]),
+            request_form(interests=[[b"", 9] for n in range(17)]),
             Reason.BOUNDS,
             "request.interests",
         ),
