@@ -1,6 +1,6 @@
 """Custody: what becomes durable here, and what the nodes are told of it.
 
-``spool``: a packet is *held* once the spool has committed it. ``routed``: once the first
+``spool``: a packet is *held* once the spool has committed it. ``routed``: once every
 routing engine has taken it. Whatever the policy, no receipt leaves before that.
 """
 
@@ -63,7 +63,8 @@ class Custodian:
 
     :param keys_of: the MAC keys shared with a node, by its kid; it was verified by them
         a moment ago, so they are there.
-    :param routed: whether *held* waits for the first routing engine.
+    :param routed: whether *held* waits for the routing engines.
+    :param accepted: is told (kid, now, packets) of what was verified.
     """
 
     def __init__(
@@ -73,10 +74,11 @@ class Custodian:
         post: Post,
         clock: Clock,
         counts: Counts,
-        *,
         keys_of: Callable[[bytes], MacKeys],
+        *,
         routed: bool,
         arrived: Callable[[], None],
+        accepted: Callable[[bytes, float, int], None],
     ) -> None:
         self._spool = spool
         self._disk = disk
@@ -86,6 +88,7 @@ class Custodian:
         self._keys_of = keys_of
         self._routed = routed
         self._arrived = arrived
+        self._accepted = accepted
         self._owed: deque[tuple[int, Packet]] = deque()
         self._through = 0
 
@@ -109,6 +112,7 @@ class Custodian:
         for intake, admission in zip(taken, admissions, strict=True):
             self._count(intake, admission)
             packet = intake.packet
+            self._accepted(packet.kid, now, 1)
             if admission.verdict is Verdict.EQUIVOCATION:
                 log.warning(
                     "node %s signed two contents as %s/%d: refused",
@@ -127,7 +131,7 @@ class Custodian:
             self._arrived()
 
     def routed_through(self, position: int) -> None:
-        """The first engine has taken everything up to this position of the spool."""
+        """Every engine has taken everything up to this position of the spool."""
         self._through = max(self._through, position)
         words: dict[tuple[bytes, bytes], _Word] = {}
         waiting: deque[tuple[int, Packet]] = deque()

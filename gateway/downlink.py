@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from gateway.post import Post
 from gateway.routing import Batch, Entry, Interest, RoutingLayer
 from qis_edge.clock import Clock
-from qis_edge.core.errors import RoutingError
+from qis_edge.core.errors import Reason, Refused, RoutingError
 from qis_edge.core.messages import Position, Request
 from qis_edge.core.receipt import MacKeys
 from qis_edge.links.base import down, peers
@@ -46,6 +47,9 @@ class Downlink:
     """Answers requests and follows addresses on one engine, the first of the list.
 
     :param keys_of: the MAC keys shared with a node, by its kid.
+    :param limit: how many packets of an address a node gets that has no cursor yet.
+    :param per_minute: packets that answers bring one node in a minute, at most.
+    :param least_bits: a request must name so many leading bits of each address.
     """
 
     def __init__(
@@ -56,14 +60,19 @@ class Downlink:
         kid: bytes,
         keys_of: Callable[[bytes], MacKeys],
         *,
-        freshness: int,
+        limit: int = 50,
+        per_minute: int = 600,
+        least_bits: int = 64,
     ) -> None:
         self._engine = engine
         self._post = post
         self._clock = clock
         self._kid = kid
         self._keys_of = keys_of
-        self._freshness = freshness
+        self._first = limit
+        self._per_minute = per_minute
+        self._least_bits = least_bits
+        self._allowances: OrderedDict[bytes, tuple[float, float]] = OrderedDict()
         self._waiting: OrderedDict[bytes, _Asked] = OrderedDict()
         self._asked = asyncio.Event()
         self._interests: OrderedDict[bytes, frozenset[Interest]] = OrderedDict()
@@ -73,7 +82,12 @@ class Downlink:
         self.published = 0
 
     def request(self, request: Request) -> None:
-        """A node's request whose MAC was checked. A newer one takes an older one's place."""
+        """A node's request whose MAC was checked. A newer one takes an older one's place.
+
+        :raises Refused: SCOPE, it asks for more than a node may.
+        """
+        if min(bits for _, bits in request.interests) < self._least_bits:
+            raise Refused(Reason.SCOPE, "request.bits", f"at least {self._least_bits}")
         interests = frozenset(Interest(f, bits) for f, bits in request.interests)
         self._waiting[request.kid] = _Asked(interests, request.cursor, request.limit)
         self._waiting.move_to_end(request.kid)
@@ -105,29 +119,43 @@ class Downlink:
                 await asyncio.sleep(RETRY)
 
     async def _answer(self, kid: bytes, asked: _Asked) -> None:
-        limit = min(asked.limit, MOST)
+        allowed = self._allowance(kid)
+        if allowed < 1:
+            return  # it asks again when no position has come
+        limit = min(asked.limit, MOST, int(allowed))
         if asked.cursor is None:
             cursor, complete = await self._engine.cursor(), True
-            entries = await self._newest(kid, asked.interests, limit)
+            entries = await self._newest(kid, asked.interests, min(limit, self._first))
         else:
             entries, cursor, complete = await self._since(kid, asked, asked.cursor, limit)
         for entry in entries:
             await self._post.packet(entry.raw, down(kid))
+        self._allowances[kid] = (allowed - len(entries), time.monotonic())
         self.sent += len(entries)
         self.answered += 1
         position = Position(self._kid, cursor, complete).encode(self._keys_of(kid).to_node)
         # In the packets' queue, behind them: a position that overtook them would skip them.
         await self._post.packet(position, down(kid))
 
+    def _allowance(self, kid: bytes) -> float:
+        """How many packets a node may get now: a bucket that a minute fills."""
+        now = time.monotonic()
+        tokens, since = self._allowances.pop(kid, (float(self._per_minute), now))
+        tokens = min(self._per_minute, tokens + (now - since) * self._per_minute / 60)
+        self._allowances[kid] = tokens, now
+        if len(self._allowances) > MAX_NODES:
+            self._allowances.popitem(last=False)
+        return tokens
+
     async def _newest(
         self, kid: bytes, interests: frozenset[Interest], limit: int
     ) -> Sequence[Entry]:
         """The newest of each address, oldest first."""
-        since = int(self._clock.now()) - self._freshness
+        now = self._clock.now()
         found: dict[bytes, Entry] = {}
         for interest in interests:
-            for entry in await self._engine.query(interest, limit=limit, since=since):
-                if entry.kid != kid:
+            for entry in await self._engine.query(interest, limit=limit):
+                if entry.kid != kid and entry.expires > now:
                     found[entry.id] = entry
         return sorted(found.values(), key=lambda entry: entry.time)[-limit:]
 

@@ -30,7 +30,8 @@ from qis_edge.core.credential import GATEWAY, NODE
 from qis_edge.core.errors import QisError, Refused
 from qis_edge.core.packet import unpack
 from qis_edge.keys import FleetFile, read_key
-from qis_edge.links.mqtt import MqttLink, Role
+from qis_edge.links.base import Link, Role
+from qis_edge.links.mqtt import MqttLink
 from qis_edge.logs import set_up_logging
 from qis_edge.tasks import run_daemon, until
 from qis_edge.worker import Worker
@@ -45,10 +46,11 @@ class Station:
     """One gateway: it opens its stores when it is made, serves in :meth:`run`, and closes
     them there.
 
+    :param link: in the place of the one that the configuration says, for tests.
     :raises QisError: a key, a store or the configuration is not usable.
     """
 
-    def __init__(self, config: GatewayConfig) -> None:
+    def __init__(self, config: GatewayConfig, link: Link | None = None) -> None:
         self.config = config
         state = config.gateway.state
         self.clock = config.clock.make()
@@ -70,11 +72,12 @@ class Station:
         )
         self.disk = Worker("spool")
         self.fleet_disk = Worker("fleet")
-        settings = (config.links.mqtt or MqttConfig()).settings(config.broker_url)
-        self.link = MqttLink(
-            settings, Role.GATEWAY, self.fleet_file.site, self.identity.kid, name="mqtt"
-        )
+        self.link = link or self._mqtt()
         self._assemble()
+
+    def _mqtt(self) -> Link:
+        settings = (self.config.links.mqtt or MqttConfig()).settings(self.config.broker_url)
+        return MqttLink(settings, Role.GATEWAY, self.fleet_file.site, self.identity.kid)
 
     def _assemble(self) -> None:
         self.post = Post(self.link)
@@ -86,6 +89,8 @@ class Station:
             self.identity.kid,
             lambda kid: self.desk.keys_of(kid),
             limit=self.config.downlink.limit,
+            per_minute=self.config.downlink.per_minute,
+            least_bits=self.config.downlink.bits,
         )
         self.desk = FleetDesk(
             self.identity,
@@ -227,7 +232,6 @@ class Station:
             "permitted_until": self.fleet.permitted_until or None,
             "link": {
                 "name": self.link.name,
-                "url": self.link.settings.url,
                 "up": self.link.up,
                 "frames_in": stats.frames_in,
                 "frames_out": stats.frames_out,

@@ -143,6 +143,7 @@ class Demo:
 
     def _watch_until(self, hour: int) -> None:
         while (left := hour - self._hour()) > 0:
+            self.field.check()
             now = time.monotonic()
             if now - self._said >= (1.0 if self._live else 5.0):
                 self._said = now

@@ -50,6 +50,11 @@ class Process:
         """Whether it runs."""
         return self._running is not None and self._running.poll() is None
 
+    @property
+    def died(self) -> bool:
+        """Whether it ended by itself."""
+        return self._running is not None and not self.alive
+
     def end(self, number: signal.Signals = signal.SIGTERM) -> None:
         """End it, by its process id, and wait until it has ended."""
         if self._running is None:
@@ -208,13 +213,17 @@ class Field:
             return None
         return answer
 
+    def check(self) -> None:
+        """:raises QisError: a process ended that nobody ended."""
+        for process in self.processes():
+            if process.died:
+                raise QisError(f"{process.name} died:\n{process.tail()}")
+
     def wait(self, what: str, true: Any, patience: float = PATIENCE) -> None:
         """Wait until ``true()``. :raises QisError: it takes too long, or a process died."""
         deadline = time.monotonic() + patience
         while not true():
-            for process in self.processes():
-                if process._running is not None and not process.alive:
-                    raise QisError(f"the {process.name} died:\n{process.tail()}")
+            self.check()
             if time.monotonic() > deadline:
                 raise QisError(f"{what} took longer than {patience:g} s")
             time.sleep(0.1)

@@ -21,7 +21,8 @@ from qis_edge.core.credential import Credential, RevocationList, TrustStore
 from qis_edge.core.custody import BROKER
 from qis_edge.core.errors import StoreError
 from qis_edge.keys import FleetFile, read_key
-from qis_edge.links.mqtt import MqttLink, Role
+from qis_edge.links.base import Link, Role
+from qis_edge.links.mqtt import MqttLink
 from qis_edge.logs import set_up_logging
 from qis_edge.node.estimating import Estimating
 from qis_edge.node.gateways import Gateways
@@ -45,10 +46,11 @@ class Node:
     """One node: it opens its stores when it is made, works in :meth:`run`, and closes them
     there.
 
+    :param link: in the place of the one that the configuration says, for tests.
     :raises QisError: a key, a store or the configuration is not usable.
     """
 
-    def __init__(self, config: NodeConfig) -> None:
+    def __init__(self, config: NodeConfig, link: Link | None = None) -> None:
         self.config = config
         state = config.node.state
         self.started = time.time()
@@ -70,9 +72,12 @@ class Node:
         self.trust = TrustStore(self.fleet.root)
         for refusal in self.trust.restore(self.inbox.trust(), self.clock.known):
             log.info("a credential that was kept is good no more: %s", refusal)
-        settings = (config.links.mqtt or MqttConfig()).settings(self.fleet.mqtt_url)
-        self.link = MqttLink(settings, Role.NODE, self.fleet.site, self.identity.kid, name="mqtt")
+        self.link = link or self._mqtt()
         self._assemble()
+
+    def _mqtt(self) -> Link:
+        settings = (self.config.links.mqtt or MqttConfig()).settings(self.fleet.mqtt_url)
+        return MqttLink(settings, Role.NODE, self.fleet.site, self.identity.kid)
 
     def _assemble(self) -> None:
         config = self.config
@@ -197,7 +202,6 @@ class Node:
             "address": self.sensing.address.hex() if self.sensing.address else None,
             "link": {
                 "name": self.link.name,
-                "url": self.link.settings.url,
                 "up": self.link.up,
                 "frames_in": stats.frames_in,
                 "frames_out": stats.frames_out,
