@@ -89,8 +89,6 @@ class Station:
             self.identity.kid,
             lambda kid: self.desk.keys_of(kid),
             limit=self.config.downlink.limit,
-            per_minute=self.config.downlink.per_minute,
-            least_bits=self.config.downlink.bits,
         )
         self.desk = FleetDesk(
             self.identity,
