@@ -359,7 +359,7 @@ class ListOf(Type):
 
     def describe(self) -> str:
         """See :class:`Type`."""
-        return f"an array, each {self.item.describe().removeprefix('a ').removeprefix('an ')}"
+        return f"an array; each of its values is {self.item.describe()}"
 
     def parse(self, value: object, where: Where) -> Any:
         """See :class:`Type`."""
@@ -382,14 +382,14 @@ class MapOf(Type):
 
     def describe(self) -> str:
         """See :class:`Type`."""
-        return f"a table, each key of it {self.item.describe()}"
+        return f"a table; each of its values is {self.item.describe()}"
 
     def parse(self, value: object, where: Where) -> Any:
         """See :class:`Type`."""
         if not isinstance(value, Mapping):
             raise self.mismatch(value)
         if len(value) < self.least:
-            raise Wrong("must not be empty", f"each key of it is {self.item.describe()}")
+            raise Wrong("must not be empty", f"each of its values is {self.item.describe()}")
         for key in value:
             if self.key is not None:
                 try:

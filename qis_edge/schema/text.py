@@ -131,10 +131,13 @@ def reference(cls: type, *, level: int = 3) -> str:
 
     :param level: of the headings of tables; settings stand one below.
     """
-    lines: list[str] = []
-    for _, key, declared in settings_of(cls):
-        lines += _chapter(declared, key, level)
+    lines = [line for _, key, each in settings_of(cls) for line in _chapter(each, key, level)]
     return "\n".join(lines)
+
+
+def setting_reference(cls: type, path: str, *, level: int = 3) -> str:
+    """The settings of one table alone, as :func:`reference` writes them."""
+    return "\n".join(_settings(cls, path, level))
 
 
 def headings(cls: type) -> list[str]:
@@ -148,11 +151,11 @@ def _chapter(declared: Setting, path: str, level: int) -> Iterator[str]:
     cls = _table_within(kind)
     if isinstance(kind, Table | Tables) and cls is not None:
         title = f"[[{path}]]" if isinstance(kind, Tables) else f"[{path}]"
-        yield from (f"{'#' * level} `{title}`", "", *_markdown(inspect.getdoc(cls) or ""), "")
+        yield from (f"{'#' * level} `{title}`", "", *markdown(inspect.getdoc(cls) or ""), "")
         yield from _settings(cls, path, level)
         return
-    yield from (f"{'#' * (level + 1)} `{path}`", "", *_markdown(declared.doc), "")
-    yield from (_facts(declared), "")
+    yield from (f"{'#' * (level + 1)} `{path}`", "", *markdown(declared.doc), "")
+    yield from (*markdown(_facts(declared)), "")
     if cls is not None:
         yield from _settings(cls, f"{path}.<name>", level)
 
@@ -176,7 +179,7 @@ def _table_within(kind: Type) -> type | None:
 
 
 def _facts(declared: Setting) -> str:
-    what = declared.type.describe()
+    what = re.sub(r'"[^"]+"', lambda quoted: f"``{quoted[0]}``", declared.type.describe())
     text = f"{what[0].upper()}{what[1:]}."
     if declared.required:
         text += " Required."
@@ -185,18 +188,22 @@ def _facts(declared: Setting) -> str:
     elif declared.default is None:
         text += " Default: none."
     else:
-        text += f" Default: `{toml(declared.default)}`."
+        text += f" Default: ``{toml(declared.default)}``."
     if declared.example is not None:
-        text += f" Example: `{toml(declared.example)}`."
+        text += f" Example: ``{toml(declared.example)}``."
     return text
 
 
-def _markdown(text: str) -> Iterator[str]:
-    paragraphs = [re.sub(r"``([^`]*)``", r"`\1`", " ".join(p.split())) for p in text.split("\n\n")]
-    for number, paragraph in enumerate(paragraphs):
+def markdown(text: str) -> Iterator[str]:
+    """The lines of a docstring's paragraphs, in Markdown."""
+    for number, paragraph in enumerate(text.split("\n\n")):
         if number:
             yield ""
-        yield paragraph
+        plain = re.sub(r"``([^`]*)``", r"`\1`", " ".join(paragraph.split()))
+        # What is in backticks is kept on one line.
+        whole = re.sub(r"`[^`]*`", lambda code: code[0].replace(" ", "\0"), plain)
+        for line in textwrap.wrap(whole, 96, break_long_words=False, break_on_hyphens=False):
+            yield line.replace("\0", " ")
 
 
 def toml(value: object) -> str:
@@ -208,7 +215,8 @@ def toml(value: object) -> str:
     if isinstance(value, datetime):
         return value.isoformat().replace("+00:00", "Z")
     if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{toml_key(k)} = {toml(v)}" for k, v in value.items()) + " }"
+        pairs = ", ".join(f"{toml_key(k)} = {toml(v)}" for k, v in value.items())
+        return f"{{ {pairs} }}" if pairs else "{}"
     if isinstance(value, Sequence):
         return "[" + ", ".join(map(toml, value)) + "]"
     if isinstance(value, int | float):

@@ -87,7 +87,9 @@ class Number(Scalar):
 
     def describe(self) -> str:
         """See :class:`Type`."""
-        return f"a {'whole ' if self.whole else ''}number from {self.least} to {self.most}"
+        kind = "a whole number" if self.whole else "a number"
+        bounded = max(abs(self.least), abs(self.most)) < 1e12
+        return f"{kind} from {self.least} to {self.most}" if bounded else kind
 
     def read(self, value: object) -> Any:
         """See :class:`Type`."""
