@@ -4,12 +4,12 @@ Several gateways and the command line may have it open at once, on one machine (
 write-ahead log does not work over a network file system). One connection writes, one
 reads, each on its own thread, so that a query never waits for the disk to sync.
 
-An address is stored once (``buckets``); ``seq`` numbers the packets in the order of their
-commits, which is what followers go by. The index (bucket, time, id) serves both the
-newest of an address and idempotence: equal ids mean equal contents, so equal addresses
-and times. Bytes read back must have the id and the address that they were deposited
-under; others are dropped and counted. Who can write to the file can still reorder it or
-delete from it: it is as trusted as the gateway's other files.
+An address is stored once (``buckets``) and stays, some 80 bytes; ``seq`` numbers the
+packets in the order of their commits, which is what followers go by. The index (bucket,
+time, id) serves both the newest of an address and idempotence: equal ids mean equal
+contents, so equal addresses and times. Bytes read back must have the id and the address
+that they were deposited under; others are dropped and counted. Who can write to the file
+can still reorder it or delete from it: it is as trusted as the gateway's other files.
 """
 
 from __future__ import annotations

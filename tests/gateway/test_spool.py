@@ -437,6 +437,25 @@ def test_a_spool_that_cannot_be_opened_can_be_tried_again(path: Path, tmp_path: 
         assert "new spool begins" in (caught.value.hint or "")
 
 
+def test_a_log_whose_end_was_damaged_is_noticed(path: Path, tmp_path: Path) -> None:
+    """What was receipted last may be gone: a new epoch brings it back from the nodes."""
+    spool = Spool(path)
+    for sequence in range(20):
+        spool.admit([intake(sequence)])
+    log = path.with_name("spool.db-wal").read_bytes()
+    base = path.read_bytes()
+    spool.close()
+    for name, damage in (("whole", 0), ("damaged", 0xFF)):
+        copy = tmp_path / name
+        copy.write_bytes(base)
+        broken = log[:-1000] + bytes([log[-1000] ^ damage]) + log[-999:]
+        copy.with_name(f"{name}-wal").write_bytes(broken)
+        spool = Spool(copy)
+        assert spool.torn == bool(damage)
+        assert spool.status().packets == (19 if damage else 20)
+        spool.close()
+
+
 # --- kill -9 ---------------------------------------------------------------------------
 
 
