@@ -20,8 +20,10 @@ error of estimates from readings that are three hours old.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
+
+from qis_edge.core.robust import median
 
 DAY = 86_400
 HOUR = 3_600
@@ -36,11 +38,10 @@ SIGMA = 1.2533
 _TURN = 2 * math.pi / DAY
 
 
-def median(values: Sequence[float]) -> float:
-    """The median of at least one value."""
-    ordered = sorted(values)
-    half = len(ordered) // 2
-    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+def phase(time: float) -> tuple[float, float]:
+    """Cosine and sine of the time of day, a whole turn."""
+    angle = _TURN * (time % DAY)
+    return math.cos(angle), math.sin(angle)
 
 
 class Bias:
@@ -52,6 +53,7 @@ class Bias:
 
     __slots__ = (
         "_cos", "_first", "_floor", "_level", "_most", "_scale", "_sin", "_window", "count",
+        "variance",
     )  # fmt: skip
 
     def __init__(self, window: int, floor: float) -> None:
@@ -60,7 +62,10 @@ class Bias:
         self._most = max(FIRST, MEMORY // window)
         self._level = self._cos = self._sin = self._scale = 0.0
         self._first: list[float] = []
+        #: Differences that were learned from, at most as many as fit into :data:`MEMORY`.
         self.count = 0
+        #: Of what remains when the bias is taken away.
+        self.variance = 0.0
 
     @property
     def learned(self) -> bool:
@@ -74,10 +79,11 @@ class Bias:
 
     def at(self, time: float) -> float:
         """What to add to the peer's value; 0 as long as nothing was learned."""
-        if not (self._cos or self._sin):
-            return self._level
-        angle = _TURN * time
-        return self._level + self._cos * math.cos(angle) + self._sin * math.sin(angle)
+        return self.at_phase(*phase(time))
+
+    def at_phase(self, cos: float, sin: float) -> float:
+        """The same, for a time of day as :func:`phase` has it."""
+        return self._level + self._cos * cos + self._sin * sin
 
     def learn(self, difference: float, time: float, share: float = 1.0) -> None:
         """Take in one difference, ours minus theirs, both finite.
@@ -95,11 +101,13 @@ class Bias:
         if self._window <= DAY // 4:
             # The day's swing starts from none and is believed as days go by.
             swing = 2 * step / (self.count + DAY / self._window)
-            self._cos += swing * math.cos(_TURN * time)
-            self._sin += swing * math.sin(_TURN * time)
+            cos, sin = phase(time)
+            self._cos += swing * cos
+            self._sin += swing * sin
         # Surprises past twice the clip say that the scale is too small, not how much.
         beyond = min(abs(surprise), 2 * CLIP * self._scale) - self._scale
         self._scale = max(self._scale + gain * share * beyond, self._floor / 4)
+        self.variance = self.spread**2
 
     def _begin(self, difference: float) -> None:
         self._first.append(difference)
@@ -109,6 +117,7 @@ class Bias:
             self._scale = median([abs(value - self._level) for value in self._first])
             # A scale of nought would clip all that follows to nought.
             self._scale = max(self._scale, self._floor)
+            self.variance = self.spread**2
             self._first = []
 
     def state(self) -> list[float]:
@@ -130,6 +139,7 @@ class Bias:
         elif len(numbers) == 5 and numbers[0] >= FIRST and numbers[4] > 0:
             made.count = min(int(numbers[0]), made._most)
             made._level, made._cos, made._sin, made._scale = numbers[1:]
+            made.variance = made.spread**2
         return made
 
 

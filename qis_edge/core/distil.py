@@ -46,6 +46,7 @@ from dataclasses import dataclass, replace
 from qis_edge.core.domain import Domain
 from qis_edge.core.errors import QisError, UsageError
 from qis_edge.core.outcome import Kind, Outcome, Value
+from qis_edge.core.robust import median
 from qis_edge.core.template import (
     NUMERIC_STATISTICS,
     WORD_STATISTICS,
@@ -305,12 +306,6 @@ def _kind(coverages: Sequence[float], agreements: Sequence[float]) -> Kind:
     return Kind.RESOLVED
 
 
-def _median(values: Sequence[float]) -> float:
-    ordered = sorted(values)
-    half = len(ordered) // 2
-    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
-
-
 class _Readings:
     """What came for one window."""
 
@@ -374,7 +369,7 @@ class _Numbers:
 
     def value(self, statistic: Statistic) -> float:
         if statistic is Statistic.MEDIAN:
-            return _median(self.some)
+            return median(self.some)
         return {
             Statistic.MEAN: self.mean,
             Statistic.MINIMUM: self.minimum,

@@ -28,15 +28,15 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from qis_edge.core.calibration import DAY, FIRST, HOUR, Bias, Course, median
+from qis_edge.core.calibration import DAY, FIRST, HOUR, Bias, Course, phase
 from qis_edge.core.domain import Domain, Result
 from qis_edge.core.outcome import MAX_SAMPLES, Kind, Outcome, Value
+from qis_edge.core.robust import huber_mean, median, most_weight
 from qis_edge.core.trust import OTHER_WORD, VOICES, Consensus, Trust, consensus
-from qis_edge.core.voices import Recent, huber_mean, most_weight
 
 #: The tag of packets whose outcomes are estimates. Nobody weighs them as a voice.
 ESTIMATE_TAG = "estimate"
@@ -48,8 +48,10 @@ MOST_VOICES = 64
 MOST_PEERS = 1024
 #: Windows for which we remember what we measured, so that late packets teach too.
 HISTORY = 240
-#: Values that wait for their window to be complete.
-MOST_WAITING = 16384
+#: Outcomes of a peer that are kept, the newest.
+KEPT = 8
+#: Outcomes that wait for their window to be complete.
+MOST_WAITING = 8192
 #: Common windows from which on a peer is judged and its voice judges others.
 MATURE = 12
 #: How much of a difference to believe from a window in which our own value is far from the
@@ -129,20 +131,53 @@ def as_outcome(estimate: Estimate, results: Iterable[str] | None = None) -> Outc
 
 
 class _Voice(NamedTuple):
+    weight: float  # quality / variance
     value: float
     variance: float
     quality: float  # trust · confidence · samples/(samples + 1)
-    freshness: float  # 1, less what drifts adds to the variance
+    freshness: float  # 1, less what drift adds to the variance
 
 
-class _Track:
-    """One result of one peer: its newest values, and how it differs from us."""
+class _Peer:
+    """What is known of one peer."""
 
-    __slots__ = ("bias", "recent")
+    __slots__ = ("biases", "recent")
 
-    def __init__(self, bias: Bias) -> None:
-        self.bias = bias
-        self.recent = Recent()
+    def __init__(self) -> None:
+        self.biases: dict[str, Bias] = {}
+        #: (start of the window, outcome, quality), in order of time, the newest :data:`KEPT`.
+        self.recent: list[tuple[int, Outcome, float]] = []
+
+    def hear(self, slot: int, outcome: Outcome) -> bool:
+        """Keep an outcome. :returns: False where there was one of the same window already,
+        which it replaces."""
+        recent = self.recent
+        fresh = True
+        samples = outcome.samples or 1
+        heard = (slot, outcome, (outcome.confidence or 0.01) * samples / (samples + 1))
+        if not recent or slot > recent[-1][0]:
+            recent.append(heard)
+        else:
+            others = [one for one in recent if one[0] != slot]
+            fresh = len(others) == len(recent)
+            recent[:] = sorted([*others, heard], key=lambda one: one[0])
+        if len(recent) > KEPT:
+            del recent[0]
+        return fresh
+
+    def newest(self, result: Result, slot: int) -> tuple[int, float | str, float] | None:
+        """The newest plausible value at or before a window, else the nearest after it, with
+        its window and its quality; not one that is more than :data:`OLDEST` from it."""
+        found = None
+        for since, outcome, quality in reversed(self.recent):
+            if since < slot - OLDEST:
+                break
+            value = outcome.results.get(result.name)
+            if since <= slot + OLDEST and value is not None and result.plausible(value):
+                found = since, value, quality
+                if since <= slot:
+                    break
+        return found
 
 
 class _Window:
@@ -152,8 +187,8 @@ class _Window:
 
     def __init__(self) -> None:
         self.own: dict[str, float | str] = {}
-        #: result → kid → value; ``None`` once the window is settled.
-        self.said: dict[str, dict[bytes, float | str]] | None = {}
+        #: kid → outcome; ``None`` once the window is settled.
+        self.said: dict[bytes, Outcome] | None = {}
         #: result → what was agreed: of numbers the consensus, of words the word.
         self.agreed: dict[str, Consensus | str] = {}
 
@@ -185,11 +220,10 @@ class Synthesiser:
         self._me = me
         self._patience = 2 * window if patience is None else patience
         self._results = {result.name: result for result in domain.results}
-        self._tracks: dict[str, dict[bytes, _Track]] = {name: {} for name in self._results}
-        self._heard: dict[bytes, int] = {}  # kid → newest window; those heard last are last
+        self._peers: dict[bytes, _Peer] = {}
+        self._own = _Peer()  # only what we measured; we have no bias
         self._windows: dict[int, _Window] = {}
         self._waiting = 0
-        self._own: dict[str, Recent] = {}
         self._courses: dict[str, Course] = {}
         self._doubts: dict[str, int] = {}  # windows in a row in which we were far off
         self.trust = Trust()
@@ -203,41 +237,38 @@ class Synthesiser:
         if outcome.kind is Kind.OPEN:
             return
         slot = self._slot(outcome.time)
-        quality = _quality(outcome)
-        window = self._windows.setdefault(slot, _Window())
-        for name, value in self._plausible(outcome).items():
+        self._own.hear(slot, outcome)
+        window = self._window(slot)
+        for name, value in self._plausible(outcome):
             window.own[name] = value
-            self._own.setdefault(name, Recent()).hear(slot, value, quality)
             if isinstance(value, float):
                 self._course(name).learn(slot, value)
 
     def heard(self, report: PeerReport, now: float) -> bool:
         """One verified outcome of a peer.
 
-        :returns: whether it is a voice (not an estimate, not our own, not open, not dated in
-            the future, not too old to matter).
+        :returns: whether it can be a voice (not an estimate, not our own, not open, not dated
+            in the future, not too old to matter).
         """
         outcome, kid = report.outcome, report.kid
-        slot = self._slot(outcome.time)
         if report.estimate or kid == self._me or outcome.kind is Kind.OPEN:
             return False
+        slot = outcome.time - outcome.time % self.window
         if not now - HISTORY * self.window <= slot <= now:
             return False
-        values = self._plausible(outcome)
-        if not values:
-            return False
-        self._remember(kid, slot)
-        quality = _quality(outcome)
-        window = self._windows.setdefault(slot, _Window())
-        for name, value in values.items():
-            if not self._track(name, kid).recent.hear(slot, value, quality):
-                continue  # said again: it may correct a voice, but it teaches nothing new
-            if window.said is None:
-                self._compare(name, slot, window, {kid: value})
-            elif self._waiting < MOST_WAITING:
-                said = window.said.setdefault(name, {})
-                self._waiting += kid not in said
-                said[kid] = value
+        peer = self._peers.get(kid)
+        if peer is None:
+            peer = self._new_peer(kid)
+        if not peer.hear(slot, outcome):
+            return True  # said again: it may correct a voice, but it teaches nothing new
+        window = self._windows.get(slot)
+        if window is None:
+            window = self._windows[slot] = _Window()
+        if window.said is None:
+            self._compare(slot, window, {kid: outcome})
+        elif self._waiting < MOST_WAITING:
+            self._waiting += kid not in window.said
+            window.said[kid] = outcome
         return True
 
     def settle(self, now: float) -> None:
@@ -249,10 +280,9 @@ class Synthesiser:
             if window.said is None or slot > complete:
                 continue
             said, window.said = window.said, None
-            for name, values in said.items():
-                self._waiting -= len(values)
-                self._agree(name, slot, window, values)
-                self._compare(name, slot, window, values)
+            self._waiting -= len(said)
+            self._agree(slot, window, said)
+            self._compare(slot, window, said)
         oldest = now - (HISTORY + 1) * self.window - self._patience
         for slot in [slot for slot in self._windows if slot < oldest]:
             del self._windows[slot]
@@ -293,107 +323,111 @@ class Synthesiser:
 
     def peers(self) -> dict[bytes, int]:
         """Everyone who was heard, with the start of the newest window."""
-        return dict(self._heard)
+        return {kid: peer.recent[-1][0] for kid, peer in self._peers.items() if peer.recent}
 
     def bias(self, kid: bytes, result: str, time: float) -> float | None:
         """What to add to a peer's value at a time of day to have ours; ``None`` as long as
         too little was learned."""
-        track = self._tracks.get(result, {}).get(kid)
-        return track.bias.at(time) if track and track.bias.learned else None
+        peer = self._peers.get(kid)
+        bias = peer.biases.get(result) if peer is not None else None
+        return bias.at(time) if bias is not None and bias.learned else None
 
     def state(self) -> dict[str, Any]:
         """What was learned, for JSON. Grows with peers and results, not with time."""
-        biases = {
-            name: {kid.hex(): t.bias.state() for kid, t in tracks.items() if t.bias.count}
-            for name, tracks in self._tracks.items()
-        }
         return {
             "trust": self.trust.state(),
-            "bias": {name: learned for name, learned in biases.items() if learned},
+            "bias": {
+                kid.hex(): {name: bias.state() for name, bias in peer.biases.items()}
+                for kid, peer in self._peers.items()
+                if peer.biases
+            },
             "course": {name: course.state() for name, course in self._courses.items()},
         }
 
     # --- learning ----------------------------------------------------------------------
 
-    def _agree(
-        self, name: str, slot: int, window: _Window, values: Mapping[bytes, float | str]
-    ) -> None:
+    def _agree(self, slot: int, window: _Window, said: Mapping[bytes, Outcome]) -> None:
         """Find what the voices of a window agree upon, ours among them."""
-        own = window.own.get(name)
-        agreed: Consensus | str | None = None
-        if isinstance(own, float):
-            agreed = self._agreed_number(name, slot, own, values)
+        for name, own in window.own.items():
+            agreed: Consensus | str | None
+            if isinstance(own, str):
+                agreed = self._agreed_word(self._results[name], slot, own, said)
+            else:
+                agreed = self._agreed_number(self._results[name], slot, own, said)
+                if isinstance(agreed, Consensus):
+                    far = agreed.agreement(own) < 0.5
+                    self._doubts[name] = self._doubts.get(name, 0) + 1 if far else 0
             if agreed is not None:
-                far = agreed.agreement(own) < 0.5
-                self._doubts[name] = self._doubts.get(name, 0) + 1 if far else 0
-        elif own is not None:
-            agreed = self._agreed_word(name, slot, own, values)
-        if agreed is not None:
-            window.agreed[name] = agreed
+                window.agreed[name] = agreed
 
     def _agreed_number(
-        self, name: str, slot: int, own: float, values: Mapping[bytes, float | str]
+        self, result: Result, slot: int, own: float, said: Mapping[bytes, Outcome]
     ) -> Consensus | None:
         voices, spreads = [own], []
-        for kid, value in values.items():
-            bias = self._track(name, kid).bias
-            if bias.count >= MATURE and self.trust.weight(kid, name, slot) > 0:
-                assert isinstance(value, float)
+        for kid, outcome in said.items():
+            bias = self._bias(kid, result)
+            value = outcome.results.get(result.name)
+            if bias.count < MATURE or not result.plausible(value):
+                continue
+            if self.trust.weight(kid, result.name, slot) > 0:
+                assert isinstance(value, float | int)
                 voices.append(value + bias.at(slot))
                 spreads.append(bias.spread)
         if len(voices) < VOICES:
             return None
         # The lower median: of two peers of which one talks nonsense, the other's.
         usual = sorted(spreads)[(len(spreads) - 1) // 2]
-        return consensus(voices, max(usual, self._resolution(name)))
+        return consensus(voices, max(usual, _resolution(result)))
 
     def _agreed_word(
-        self, name: str, slot: int, own: str, values: Mapping[bytes, float | str]
+        self, result: Result, slot: int, own: str, said: Mapping[bytes, Outcome]
     ) -> str | None:
         votes = [(own, 1.0)]
-        votes += [
-            (str(value), weight)
-            for kid, value in values.items()
-            if (weight := self.trust.weight(kid, name, slot)) > 0
-        ]
+        for kid, outcome in said.items():
+            value = outcome.results.get(result.name)
+            weight = self.trust.weight(kid, result.name, slot)
+            if weight > 0 and isinstance(value, str) and value in result.words:
+                votes.append((value, weight))
         best = most_weight(votes)
         return best[0] if len(votes) >= VOICES and best is not None and best[1] > 0.5 else None
 
-    def _compare(
-        self, name: str, slot: int, window: _Window, values: Mapping[bytes, float | str]
-    ) -> None:
+    def _compare(self, slot: int, window: _Window, said: Mapping[bytes, Outcome]) -> None:
         """Judge peers by what was agreed, and learn how they differ from us."""
-        own, agreed = window.own.get(name), window.agreed.get(name)
-        share = 1.0
-        if isinstance(agreed, Consensus) and isinstance(own, float) and agreed.agreement(own) < 0.5:
-            share = DOUBTED
-        for kid, value in values.items():
-            bias = self._track(name, kid).bias
-            if isinstance(value, str):
-                if agreed is not None:
-                    self.trust.judge(kid, name, 1.0 if value == agreed else OTHER_WORD, slot)
-                continue
-            if isinstance(agreed, Consensus) and bias.count >= MATURE:
-                self.trust.judge(kid, name, agreed.agreement(value + bias.at(slot)), slot)
-            if isinstance(own, float):
-                bias.learn(own - value, slot, share)
+        shares = {
+            name: DOUBTED
+            for name, agreed in window.agreed.items()
+            if isinstance(agreed, Consensus)
+            and isinstance(ours := window.own[name], float)
+            and agreed.agreement(ours) < 0.5
+        }
+        for kid, outcome in said.items():
+            for name, value in self._plausible(outcome):
+                own, agreed = window.own.get(name), window.agreed.get(name)
+                if isinstance(value, str):
+                    if agreed is not None:
+                        self.trust.judge(kid, name, 1.0 if value == agreed else OTHER_WORD, slot)
+                elif isinstance(own, float):
+                    bias = self._bias(kid, self._results[name])
+                    if isinstance(agreed, Consensus) and bias.count >= MATURE:
+                        agreement = agreed.agreement(value + bias.at(slot))
+                        self.trust.judge(kid, name, agreement, slot)
+                    bias.learn(own - value, slot, shares.get(name, 1.0))
 
     # --- voices ------------------------------------------------------------------------
 
     def _number(
         self, result: Result, slot: int, when: float, include_own: bool
     ) -> ResultEstimate | None:
-        name = result.name
-        known, strangers = self._voices(name, slot, when)
+        known, strangers = self._voices(result, slot, when)
         voices = known + self._strangers(result, strangers, known)
         peers = len(voices)
-        if include_own and (own := self._own_voice(name, slot, voices)) is not None:
+        if include_own and (own := self._own_voice(result, slot, voices)) is not None:
             voices.append(own)
         if not voices:
             return None
         if len(voices) > MOST_VOICES:
-            voices = heapq.nlargest(MOST_VOICES, voices, key=lambda v: v.quality / v.variance)
-        weights = [voice.quality / voice.variance for voice in voices]
+            voices = heapq.nlargest(MOST_VOICES, voices)
+        weights = [voice.weight for voice in voices]
         centre = huber_mean(
             [voice.value for voice in voices],
             weights,
@@ -405,38 +439,45 @@ class Synthesiser:
             result.rounded(min(max(centre, result.low), result.high)),
             math.sqrt(expected),
             peers,
-            sum(voice.quality * voice.freshness for voice in voices),
+            math.fsum(voice.quality * voice.freshness for voice in voices),
         )
 
     def _voices(
-        self, name: str, slot: int, when: float
+        self, result: Result, slot: int, when: float
     ) -> tuple[list[_Voice], list[tuple[float, float, float]]]:
         """Voices of peers whose bias is known; (value, drift, quality) of the others."""
         known: list[_Voice] = []
         strangers: list[tuple[float, float, float]] = []
+        name, low, high, least = result.name, result.low, result.high, _resolution(result) ** 2
+        weight = self.trust.weight
         course = self._course(name)
-        least = self._resolution(name) ** 2
-        weight_of = self.trust.weight
-        carried: dict[int, tuple[float, float]] = {}  # window → what the course adds, drift
-        for kid, track in self._tracks[name].items():
-            newest = track.recent.at(slot)
-            if newest is None or not -OLDEST <= newest[0] - slot <= OLDEST:
+        #: Start of a window → its phase, what the course adds since, the drift since.
+        ages: dict[int, tuple[float, float, float, float]] = {}
+        for kid, peer in self._peers.items():
+            if not peer.recent or (trust := weight(kid, name, when)) <= 0.0:
                 continue
-            trust = weight_of(kid, name, when)
-            if trust <= 0.0:
+            # Nearly always it is the last value, for which a call would take most of the time.
+            since, outcome, quality = peer.recent[-1]
+            value = outcome.results.get(name)
+            if since > slot or not isinstance(value, float) or not low <= value <= high:
+                if (newest := peer.newest(result, slot)) is None:
+                    continue
+                since, value, quality = newest[0], float(newest[1]), newest[2]
+            if (age := ages.get(since)) is None:
+                age = *phase(since), course.carry(since, slot), course.drift(slot - since)
+                ages[since] = age
+            cos, sin, added, drift = age
+            if abs(slot - since) > OLDEST:
                 continue
-            since, value, quality = newest
-            assert not isinstance(value, str)
-            if since not in carried:
-                carried[since] = course.carry(since, slot), course.drift(slot - since)
-            added, drift = carried[since]
-            bias = track.bias
-            if bias.count >= FIRST:
-                own = bias.spread**2 + least
-                value += bias.at(since) + added
-                known.append(_Voice(value, own + drift, trust * quality, own / (own + drift)))
-            else:
-                strangers.append((value + added, drift, trust * quality))
+            quality *= trust
+            bias = peer.biases.get(name)
+            if bias is None or bias.count < FIRST:
+                strangers.append((value + added, drift, quality))
+                continue
+            variance = bias.variance + least
+            total = variance + drift
+            value += bias.at_phase(cos, sin) + added
+            known.append(_Voice(quality / total, value, total, quality, variance / total))
         return known, strangers
 
     def _strangers(
@@ -453,73 +494,67 @@ class Synthesiser:
             deviation = 1.5 * median([abs(value - middle) for value in values])
         else:
             deviation = result.tolerance or 0.0
-        variance = max(deviation, self._resolution(result.name)) ** 2
-        return [
-            _Voice(value, variance + drift, quality, variance / (variance + drift))
-            for value, drift, quality in strangers
-        ]
+        variance = max(deviation, _resolution(result)) ** 2
+        return [_voice(value, variance, drift, quality) for value, drift, quality in strangers]
 
-    def _own_voice(self, name: str, slot: int, peers: list[_Voice]) -> _Voice | None:
+    def _own_voice(self, result: Result, slot: int, peers: list[_Voice]) -> _Voice | None:
         """Our own newest value, half as uncertain as the best peer, and older by its age."""
-        newest = self._own[name].at(slot) if name in self._own else None
-        if newest is None or not 0 <= slot - newest[0] <= OLDEST:
+        newest = self._own.newest(result, slot)
+        if newest is None or newest[0] > slot:
             return None
         since, value, quality = newest
-        assert not isinstance(value, str)
-        course = self._course(name)
-        least = min((voice.variance for voice in peers), default=0.0) / 4
-        least = max(least, self._resolution(name) ** 2)
-        drift = course.drift(slot - since)
-        value += course.carry(since, slot)
-        return _Voice(value, least + drift, quality, least / (least + drift))
+        course = self._course(result.name)
+        variance = min((voice.variance for voice in peers), default=0.0) / 4
+        return _voice(
+            float(value) + course.carry(since, slot),
+            max(variance, _resolution(result) ** 2),
+            course.drift(slot - since),
+            quality,
+        )
 
     def _word(
         self, result: Result, slot: int, when: float, include_own: bool
     ) -> ResultEstimate | None:
-        name = result.name
         votes: list[tuple[str, float]] = []
-        for kid, track in self._tracks[name].items():
-            newest = track.recent.at(slot)
-            if newest is not None and abs(slot - newest[0]) <= OLDEST:
-                trust = self.trust.weight(kid, name, when)
-                if trust > 0:
-                    votes.append((str(newest[1]), trust * newest[2] * _faded(slot - newest[0])))
+        for kid, peer in self._peers.items():
+            trust = self.trust.weight(kid, result.name, when)
+            if trust > 0 and (newest := peer.newest(result, slot)) is not None:
+                since, word, quality = newest
+                votes.append((str(word), trust * quality * _faded(slot - since)))
         peers = len(votes)
-        newest = self._own[name].at(slot) if include_own and name in self._own else None
-        if newest is not None and 0 <= slot - newest[0] <= OLDEST:
-            votes.append((str(newest[1]), newest[2] * _faded(slot - newest[0])))
+        if include_own and (newest := self._own.newest(result, slot)) and newest[0] <= slot:
+            since, word, quality = newest
+            votes.append((str(word), quality * _faded(slot - since)))
         best = most_weight(votes)
         if best is None:
             return None
-        return ResultEstimate(best[0], 0.0, peers, sum(weight for _, weight in votes), best[1])
+        weight = math.fsum(weight for _, weight in votes)
+        return ResultEstimate(best[0], 0.0, peers, weight, best[1])
 
     # --- bookkeeping -------------------------------------------------------------------
 
     def _slot(self, time: float) -> int:
         return math.floor(time / self.window) * self.window
 
-    def _plausible(self, outcome: Outcome) -> dict[str, float | str]:
+    def _window(self, slot: int) -> _Window:
+        window = self._windows.get(slot)
+        if window is None:
+            window = self._windows[slot] = _Window()
+        return window
+
+    def _plausible(self, outcome: Outcome) -> Iterator[tuple[str, float | str]]:
         """What of an outcome can be believed, by name; numbers as floats."""
-        good: dict[str, float | str] = {}
-        for label, value in outcome.results.items():
-            result = self._results.get(label) if isinstance(label, str) else self.domain.get(label)
+        for name, value in outcome.results.items():
+            result = self._results.get(name) if isinstance(name, str) else None
             if result is not None and value is not None and result.plausible(value):
-                # Sums of squares of anything larger would overflow.
-                if isinstance(value, str):
-                    good[result.name] = value
-                elif abs(value) < 1e100:
-                    good[result.name] = float(value)
-        return good
+                yield result.name, value if isinstance(value, str) else float(value)
 
-    def _resolution(self, name: str) -> float:
-        return float(10.0 ** (self._results[name].power or 0))
-
-    def _track(self, name: str, kid: bytes) -> _Track:
-        track = self._tracks[name].get(kid)
-        if track is None:
-            bias = Bias(self.window, self._resolution(name))
-            track = self._tracks[name][kid] = _Track(bias)
-        return track
+    def _bias(self, kid: bytes, result: Result) -> Bias:
+        peer = self._peers.get(kid) or self._new_peer(kid)
+        bias = peer.biases.get(result.name)
+        if bias is None:
+            bias = peer.biases[result.name] = Bias(self.window, _resolution(result))
+        return bias
 
     def _course(self, name: str) -> Course:
         course = self._courses.get(name)
@@ -527,36 +562,39 @@ class Synthesiser:
             course = self._courses[name] = Course(self.window)
         return course
 
-    def _remember(self, kid: bytes, slot: int) -> None:
-        newest = max(slot, self._heard.pop(kid, slot))
-        if len(self._heard) >= MOST_PEERS:
-            self._forget(min(self._heard, key=self._heard.__getitem__))
-        self._heard[kid] = newest
-
-    def _forget(self, kid: bytes) -> None:
-        del self._heard[kid]
-        for tracks in self._tracks.values():
-            tracks.pop(kid, None)
+    def _new_peer(self, kid: bytes) -> _Peer:
+        if len(self._peers) >= MOST_PEERS:
+            longest_ago = min(
+                self._peers,
+                key=lambda k: self._peers[k].recent[-1][0] if self._peers[k].recent else 0,
+            )
+            del self._peers[longest_ago]
+        peer = self._peers[kid] = _Peer()
+        return peer
 
     def _restore(self, state: Mapping[Any, Any]) -> None:
         self.trust = Trust.restored(state.get("trust"))
-        for name, biases in _tables(state.get("bias")):
-            for key, numbers in biases.items() if name in self._results else ():
-                try:
-                    kid = bytes.fromhex(key)
-                except (TypeError, ValueError):
-                    continue
-                bias = Bias.restored(self.window, self._resolution(name), numbers)
-                self._tracks[name][kid] = _Track(bias)
-                self._heard.setdefault(kid, 0)
+        for key, biases in _tables(state.get("bias"))[:MOST_PEERS]:
+            try:
+                peer = self._new_peer(bytes.fromhex(key))
+            except (TypeError, ValueError):
+                continue
+            for name, numbers in biases.items():
+                if (result := self._results.get(name)) is not None:
+                    restored = Bias.restored(self.window, _resolution(result), numbers)
+                    peer.biases[result.name] = restored
         for name, course in _tables(state.get("course")):
             if name in self._results:
                 self._courses[name] = Course.restored(self.window, course)
 
 
-def _quality(outcome: Outcome) -> float:
-    samples = max(1, outcome.samples)
-    return max(0.01, outcome.confidence) * samples / (samples + 1)
+def _resolution(result: Result) -> float:
+    return float(10.0 ** (result.power or 0))
+
+
+def _voice(value: float, variance: float, drift: float, quality: float) -> _Voice:
+    total = variance + drift
+    return _Voice(quality / total, value, total, quality, variance / total)
 
 
 def _faded(age: float) -> float:

@@ -22,7 +22,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from qis_edge.core.calibration import finite, median
+from qis_edge.core.calibration import finite
+from qis_edge.core.robust import median
 
 NEUTRAL = 0.5
 OUT = 0.1
@@ -92,12 +93,13 @@ class Trust:
         scores = self._scores.get(kid)
         if scores is None:
             return NEUTRAL
-        score = scores.get(result)
-        own = NEUTRAL if score is None else _decayed(*score, now)
-        if own < OUT:
+        score, time = scores.get(result, (NEUTRAL, now))
+        if now > time:
+            score = NEUTRAL + (score - NEUTRAL) * 2.0 ** ((time - now) / HALF_LIFE)
+        if score < OUT:
             return 0.0
         # One good score of few keeps the mean up: most senders need no look at the others.
-        return own if own >= OUT * len(scores) or self.sender(kid, now) >= OUT else 0.0
+        return score if score >= OUT * len(scores) or self.sender(kid, now) >= OUT else 0.0
 
     def judge(self, kid: bytes, result: str, agreement: float, now: float) -> None:
         """Take in how one statement of a sender held up: ``agreement`` 0..1."""
@@ -151,4 +153,4 @@ class Trust:
 def _decayed(score: float, time: float, now: float) -> float:
     if now <= time:
         return score
-    return NEUTRAL + (score - NEUTRAL) * float(2 ** (-(now - time) / HALF_LIFE))
+    return float(NEUTRAL + (score - NEUTRAL) * 2.0 ** ((time - now) / HALF_LIFE))
