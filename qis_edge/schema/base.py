@@ -294,6 +294,8 @@ class Table(Type):
         whole = self.cls(**made)
         if (check := getattr(whole, "check", None)) is not None:
             check(where)
+            if len(where.report.problems) > before:
+                raise Reported
         return whole
 
     def _one(self, key: str, declared: Setting, value: Mapping[str, Any], where: Where) -> Any:
