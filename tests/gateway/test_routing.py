@@ -7,6 +7,7 @@ import contextlib
 import os
 import shutil
 import sqlite3
+import sys
 import time
 from collections.abc import AsyncIterator
 from importlib.metadata import EntryPoint, EntryPoints
@@ -432,3 +433,48 @@ async def test_a_follower_far_behind_skips_what_it_does_not_want(
         assert [entry for batch in batches for entry in batch.entries] == wanted
         assert max(len(batch.entries) for batch in batches) <= 10
         await eventually(lambda: subscription.cursor == batches[-1].cursor, 5)
+
+
+async def test_a_follower_is_told_of_trouble_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with sqlite_engine(tmp_path) as engine:
+        subscription = engine.follow(frozenset([EVERYTHING]))
+        await collect(subscription, 0, 5, live=True)
+        waiting = asyncio.ensure_future(anext(aiter(subscription)))
+        await asyncio.sleep(0)
+
+        async def fails() -> int:
+            raise RoutingError("the disk reports an error")
+
+        monkeypatch.setattr(engine._watch, "_version", fails)  # type: ignore[attr-defined]  # no disk fails on demand
+        with pytest.raises(RoutingError, match="disk reports"):
+            await asyncio.wait_for(waiting, 5)
+        monkeypatch.undo()
+        await engine.deposit([make_entry(1)])
+        assert (await collect(subscription, 1, 5))[0].entries == (make_entry(1),)
+
+
+async def test_addresses_may_be_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "MAX_BUCKETS", 3)
+    async with sqlite_engine(tmp_path) as engine:
+        for start in range(0, 12, 4):
+            entries = [
+                make_entry(number, fingerprint=bytes([number % 5]) * 32)
+                for number in range(start, start + 4)
+            ]
+            assert await engine.deposit(entries) == 4
+        found = await engine.query(Interest(bytes([2]) * 32))
+        assert found == [make_entry(number, fingerprint=bytes([2]) * 32) for number in (7, 2)]
+
+
+async def test_without_numpy_only_vectors_cannot_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = open_engine("memory:")
+    await engine.open()
+    await engine.deposit([make_entry(1)])
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    assert await engine.query(EVERYTHING) == [make_entry(1)]
+    with pytest.raises(RoutingError, match="numpy") as caught:
+        await engine.query(EVERYTHING, vector=(1.0,))
+    assert "pip install" in (caught.value.hint or "")
+    await engine.close()
