@@ -58,6 +58,8 @@ _log = logging.getLogger(__name__)
 #: the shortest delay again. Shorter ones keep doubling it, or two clients that push each
 #: other out would do so once a second for ever.
 _GOOD = 10.0
+#: So many shorter ones in a row are no accident.
+_MANY_SHORT = 3
 #: Seconds for the last words of :meth:`MqttLink.close`.
 _GOODBYE = 2.0
 
@@ -102,6 +104,8 @@ class MqttLink:
         self._complaints: set[str] = set()
         self._backoff = Backoff(settings.retry_first, settings.retry_longest)
         self._live: Connection | None = None
+        self._live_since = 0.0
+        self._short_lives = 0
         self._runner: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -247,25 +251,18 @@ class MqttLink:
         clean = self.role is Role.NODE or self._forget
         self._forget = False
         connection = Connection(self, sock, mqtt5=self._mqtt5, clean=clean, password=password)
-        began = time.monotonic()
         try:
             await connection.open()
             self._connected(connection)
-            began = time.monotonic()
             await connection.live()
         finally:
             connection.abandon()
-            if self._live is connection:
-                self._live = None
-                self.stats.disconnects += 1
-                if time.monotonic() - began >= _GOOD:
-                    self._backoff.reset()
-            self._wake.notify()
 
     def _connected(self, connection: Connection) -> None:
         if self._closed:
             raise LinkError("closed")
         self._live = connection
+        self._live_since = time.monotonic()
         if not (self._mqtt5 or self._protocol_settled):
             self._protocol_settled = self._stepped_down
             self._stepped_down = True
@@ -277,9 +274,13 @@ class MqttLink:
         self._wake.notify()
 
     def _failed(self, error: LinkError) -> None:
-        if not self._closed:
-            self.stats.last_error = str(error)
-            self._outage.cause(str(error), error.hint)
+        if self._closed:
+            return
+        hint = error.hint
+        if hint is None and self._short_lives >= _MANY_SHORT:
+            hint = "again and again: does another program use the same key, or user name?"
+        self.stats.last_error = str(error)
+        self._outage.cause(str(error), hint)
 
     def _step_down(self, error: OldProtocolError) -> bool:
         """Whether to try 3.1.1 now. Where the broker said that it does not know MQTT 5 that
@@ -299,6 +300,19 @@ class MqttLink:
     def listening(self) -> frozenset[str]:
         """The other topic filters."""
         return self._listening
+
+    def lost(self, connection: Connection, error: LinkError) -> None:
+        """A connection has ended."""
+        if self._live is connection:
+            self._live = None
+            self.stats.last_error = str(error)
+            self.stats.disconnects += 1
+            if time.monotonic() - self._live_since >= _GOOD:
+                self._backoff.reset()
+                self._short_lives = 0
+            else:
+                self._short_lives += 1
+        self._wake.notify()
 
     def complain(self, text: str) -> None:
         """Something is wrong that does not end the connection: say it once."""

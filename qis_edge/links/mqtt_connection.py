@@ -26,7 +26,12 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from qis_edge.core.errors import LinkError
 from qis_edge.links.base import MAX_FRAME, LinkStats, Role
-from qis_edge.links.mqtt_dial import BufferedSocket, OversizedError, explain_tls
+from qis_edge.links.mqtt_dial import (
+    WANTS_CERTIFICATE,
+    BufferedSocket,
+    OversizedError,
+    explain_tls,
+)
 from qis_edge.links.mqtt_settings import MqttSettings
 from qis_edge.links.mqtt_topics import Topics
 
@@ -54,6 +59,7 @@ _NOT_AUTHORISED = 0x87
 _TAKEN_OVER = 0x8E
 
 _CHECK_ACL = "check the broker's ACL"
+_WANTS_TLS = "does it want TLS (mqtts://) on this port?"
 _HINTS = {
     _BAD_CLIENT_ID: "the broker wants client ids of its own kind",
     _BAD_LOGIN: "check user and password (or password_file)",
@@ -83,6 +89,9 @@ class Owner(Protocol):
 
     def accepted(self, *, resumed: bool) -> None:
         """A session begins; the broker kept the last one or did not."""
+
+    def lost(self, connection: Connection, error: LinkError) -> None:
+        """This connection has just ended, or never came about."""
 
     def poisoned(self) -> None:
         """The broker holds something for us that we cannot take: ask it to forget."""
@@ -164,6 +173,7 @@ class Connection:
         self._window = self._settings.window
         self._undone: deque[Token] = deque()
         self._skipped = 0
+        self._refusal: str | None = None
         self._held_back: asyncio.TimerHandle | None = None
         self._pressed_on = False
         self._followed: frozenset[str] = frozenset()
@@ -371,6 +381,7 @@ class Connection:
             self._unwatch()
             if self._held_back is not None:
                 self._held_back.cancel()
+            self._link.lost(self, error)
 
     # The socket.
 
@@ -428,8 +439,10 @@ class Connection:
         try:
             self._client.loop_write()
             everything = self._sock.flush()
-        except (OSError, ValueError) as error:
-            self._end(self._lost(f"the connection broke: {error}"))
+        except (OSError, ValueError):
+            # The broker's last words, or its TLS alert, may lie there to be read.
+            self._readable()
+            self._end(self._lost("the connection was lost"))
             return
         if everything:
             self._loop.remove_writer(self._fd)
@@ -451,6 +464,8 @@ class Connection:
             self._link.poisoned()
             hint = "set message_size_limit in the broker's configuration (docs/mosquitto.conf)"
             return LinkError(f"the broker sent {self._sock.error}", hint=hint)
+        if self._refusal is not None:  # as Mosquitto 2.0.11 does after its PUBACK
+            return LinkError(self._refusal, hint=_CHECK_ACL)
         if isinstance(self._sock.error, ssl.SSLError):
             return explain_tls(self._sock.error, f"{self._settings.host}:{self._settings.port}")
         return LinkError(text)
@@ -473,12 +488,13 @@ class Connection:
             self._end(LinkError(f"the broker ended the connection: {reason}", hint=hint))
         elif str(reason) == "Keep alive timeout":
             self._end(LinkError("the broker has fallen silent: it answers no ping"))
-        elif self._accepted.done() or self._sock.error is not None:
+        elif self._accepted.done() or isinstance(self._sock.error, ssl.SSLError | OversizedError):
             self._end(self._lost("the connection was lost"))
         elif self._mqtt5:
             self._end(OldProtocolError("the broker hung up on MQTT 5", sure=False))
         else:
-            self._end(LinkError("the broker hung up without an answer"))
+            hint = WANTS_CERTIFICATE if self._settings.tls else _WANTS_TLS
+            self._end(LinkError("the broker hung up without an answer", hint=hint))
 
     def _on_publish(self, _c: object, _u: object, mid: int, reason: ReasonCode, _p: object) -> None:
         topic = self._unacked.pop(mid, None)
@@ -498,6 +514,7 @@ class Connection:
             # Nothing that we are here to send can pass: better down than up in vain.
             self._end(LinkError(text, hint=_CHECK_ACL))
         else:
+            self._refusal = text
             self._link.complain(text)
 
     def _on_answer(

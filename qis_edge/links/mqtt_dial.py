@@ -14,6 +14,8 @@ from typing import Any
 from qis_edge.core.errors import LinkError
 from qis_edge.links.mqtt_settings import MqttSettings
 
+WANTS_CERTIFICATE = "does it want a certificate of ours (cert, key)?"
+_IS_IT_TLS = "is that its port for TLS?"
 #: OpenSSL's verification results that deserve words of their own.
 _VERIFY = {
     9: ("the broker's certificate is not valid yet", "is this machine's clock right?"),
@@ -82,15 +84,16 @@ def explain_tls(error: BaseException, where: str) -> LinkError:
         return LinkError(text, hint=hint)
     reason = getattr(error, "reason", None) or ""
     if "WRONG_VERSION" in reason or "HTTP_REQUEST" in reason:
-        return LinkError(f"{where} does not speak TLS", hint="is that its port for TLS?")
-    if "ALERT" in reason:
-        # The broker's verdict on our certificate arrives as an alert.
+        return LinkError(f"{where} does not speak TLS", hint=_IS_IT_TLS)
+    if "ALERT" in reason or isinstance(error, ssl.SSLEOFError):
+        # The broker's verdict on our certificate comes as an alert after the handshake; if
+        # we had written meanwhile, the system may have thrown it away.
         alert = reason.split("ALERT_", 1)[-1].lower().replace("_", " ")
-        hint = "does it want a certificate of ours (cert, key)?"
-        return LinkError(f"the broker ended TLS: {alert}", hint=hint)
+        why = f": {alert}" if "ALERT" in reason else ""
+        return LinkError(f"the broker ended TLS{why}", hint=WANTS_CERTIFICATE)
     if isinstance(error, TimeoutError):
         return LinkError(f"{where} did not finish the TLS handshake in time")
-    return LinkError(f"TLS with {where} failed: {_why(error)}")
+    return LinkError(f"TLS with {where} failed: {_why(error)}", hint=_IS_IT_TLS)
 
 
 def _unreachable(error: Exception, settings: MqttSettings) -> LinkError:
