@@ -370,6 +370,7 @@ async def test_the_acl_holds_a_node_to_its_own_topics(tmp_path: Path, authority:
                 found = [(r.claimed, r.data) for r in await receive_done(gateway, 2)]
                 assert found == [(stranger, b"its own"), (NODE, b"reading")]
                 assert {r.data for r in await receive_done(node, 2)} == {b"receipt", b"packet"}
+                await until(lambda: heard)
             # What all nodes hear it hears too, and nothing else.
             assert heard == [(f"qis/v1/{SITE}/peers/{'ab' * 16}", b"packet")]
             assert (node.stats.connects, gateway.stats.connects) == (1, 1)
