@@ -171,7 +171,12 @@ class Station:
         from gateway.broker import EmbeddedBroker
 
         host, port = self.config.broker.listen
-        broker = EmbeddedBroker(host, port, allow_anonymous=self.config.broker.anonymous)
+        broker = EmbeddedBroker(
+            host,
+            port,
+            password_file=self.config.broker.password_file,
+            allow_anonymous=self.config.broker.anonymous,
+        )
         await broker.start()
         log.info("embedded broker listens on %s:%d", host, broker.port)
         return broker

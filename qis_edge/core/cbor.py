@@ -90,6 +90,8 @@ def _map_end(data: bytes, at: int, pairs: int, field: str, max_depth: int) -> in
     for _ in range(pairs):
         end = item_end(data, at, field, max_depth=max_depth)
         key = data[at:end]
+        if key[0] >> 5 > _TEXT:  # in Python true equals 1: two keys would become one
+            raise Refused(Reason.TYPE, field, "a key that is no number, bytes or text")
         if keys and key <= keys[-1]:
             raise Refused(Reason.DUPLICATE_KEY if key in keys else Reason.NON_CANONICAL, field)
         keys.append(key)

@@ -20,6 +20,7 @@ from qis_edge.core.cose import open_sign1
 from qis_edge.core.errors import LinkError, Reason, Refused
 from qis_edge.core.identity import Identity, PublicKey
 from qis_edge.core.messages import (
+    MAX_INTERESTS,
     NONCE_SIZE,
     CredentialMessage,
     Greeting,
@@ -211,7 +212,7 @@ class Inbound:
         await self._disk(
             self._inbox.met_gateway, gateway.kid, gateway.epoch, int(self._clock.now())
         )
-        self._uplink.custody.heard(time.monotonic())
+        self._uplink.custody.heard(time.monotonic(), gateway.kid)
         self._uplink.poke()
         await self._request(gateway)
 
@@ -289,7 +290,9 @@ class Inbound:
         if not self._interests or not self._membership.enrolled(self._clock.known):
             return
         cursor = await self._disk(self._inbox.cursor, gateway.kid, self._scope())
-        request = Request(self._identity.kid, gateway.kid, self._interests, cursor, REQUEST_LIMIT)
+        request = Request(
+            self._identity.kid, gateway.kid, self._interests[:MAX_INTERESTS], cursor, REQUEST_LIMIT
+        )
         self._requested[gateway.kid] = time.monotonic() + REQUEST_PATIENCE
         await self._send(request.encode(gateway.keys.to_gateway))
 

@@ -17,12 +17,11 @@ from qis_edge.core import receipt as receipts
 from qis_edge.core.custody import Custody, Pace
 from qis_edge.core.errors import LinkError, Reason, Refused
 from qis_edge.core.identity import Identity
-from qis_edge.core.packet import Packet
 from qis_edge.core.receipt import ReceiptMessage
 from qis_edge.core.rows import Template
 from qis_edge.links.base import UP, Link
 from qis_edge.node.gateways import Gateway, Gateways
-from qis_edge.store.forms import Answer, Priority, Queued
+from qis_edge.store.forms import Answer, Queued
 from qis_edge.store.outbox import Outbox
 from qis_edge.worker import Worker
 
@@ -138,21 +137,27 @@ class Uplink:
             for one in queued:
                 self._offer((one.store, one.sequence), one.raw, one.priority)
             return bool(queued)
-        packets: list[Packet] = await self._disk(
-            self.outbox.pack,
-            self._identity,
-            limit=self.link.mtu,
-            max_packets=room,
-            domain=self._domain,
+        made = await self._disk(self._pack, room)
+        for one in made:
+            self._offer((one.store, one.sequence), one.raw, one.priority)
+        return bool(made)
+
+    def _pack(self, room: int) -> list[Queued]:
+        """In the disk's thread."""
+        packets = self.outbox.pack(
+            self._identity, limit=self.link.mtu, max_packets=room, domain=self._domain
         )
-        for packet in packets:
-            self._offer((packet.store, packet.sequence), packet.raw, Priority.NORMAL)
-        return bool(packets)
+        queued = [self.outbox.packet(packet.store, packet.sequence) for packet in packets]
+        return [one for one in queued if one is not None]
 
     def _offer(self, key: Key, raw: bytes, priority: int) -> None:
         self._raw[key] = raw
-        for dropped in self.custody.offer(key, priority, time.monotonic()):
-            self._raw.pop(dropped, None)
+        self._let_go(self.custody.offer(key, priority, time.monotonic()))
+
+    def _let_go(self, keys: Iterable[Key]) -> None:
+        """There is no room for these now: the outbox brings them again."""
+        for key in keys:
+            self._raw.pop(key, None)
             self._old, self._after = True, None
 
     # - receipts
@@ -182,6 +187,7 @@ class Uplink:
             )
             for key in (*answered.done, *(key for key, _ in answered.refused)):
                 self._raw.pop(key, None)
+            self._let_go(answered.dropped)
             for key, reason in answered.refused:
                 log.warning(
                     "gateway %s refused packet %s/%d for good: %s",

@@ -15,8 +15,9 @@ from gateway.station import Station
 from qis_edge.config import load_node
 from qis_edge.core.credential import GATEWAY, ISSUER, issue
 from qis_edge.core.identity import Identity
-from qis_edge.keys import FleetFile, write_key
+from qis_edge.keys import FleetFile, read_key, write_key
 from qis_edge.node.runtime import Node
+from qis_edge.testing.memory import MemoryMedium
 
 YEAR = 365 * 86400
 HOUR = 3600
@@ -28,12 +29,13 @@ EPOCH = 1_378_166_400  # 2013-09-03
 class Site:
     """One fleet in a folder.
 
-    :param broker: URL of the broker that all use.
+    :param medium: URL of the broker that all use, or the medium in its place.
     """
 
-    def __init__(self, folder: Path, broker: str) -> None:
+    def __init__(self, folder: Path, medium: str | MemoryMedium) -> None:
         self.folder = folder
-        self.broker = broker
+        self.medium = medium if isinstance(medium, MemoryMedium) else None
+        self.broker = medium if isinstance(medium, str) else "mqtt://127.0.0.1:1"
         self.root = Identity.generate()
         self.anchor = time.time()
         self._tasks: dict[Node | Station, tuple[asyncio.Event, asyncio.Task[None]]] = {}
@@ -53,7 +55,8 @@ class Site:
             "[broker]\nembedded = false\n"
             f'[links.mqtt]\nurl = "{self.broker}"\n{extra}',
         )
-        return Station(load_gateway(config))
+        kid = read_key(state / "gateway.key").kid
+        return Station(load_gateway(config), self.medium.gateway(kid) if self.medium else None)
 
     def _vouch(self, state: Path, identity: Identity, name: str, root: Identity) -> None:
         credential = issue(
@@ -86,7 +89,8 @@ class Site:
             '[distil]\nwindow = "1h"\nexpected = 1\n'
             f'[links.mqtt]\nurl = "{self.broker}"\n{links}{extra}',
         )
-        return Node(load_node(config))
+        kid = read_key(state / "node.key").kid
+        return Node(load_node(config), self.medium.node(kid) if self.medium else None)
 
     def _state(self, name: str, root: Identity) -> Path:
         state = self.folder / name / "state"
@@ -141,9 +145,9 @@ class Site:
 
 
 @contextlib.asynccontextmanager
-async def site(folder: Path, broker: str) -> AsyncIterator[Site]:
+async def site(folder: Path, medium: str | MemoryMedium) -> AsyncIterator[Site]:
     """A site whose processes end with the test."""
-    made = Site(folder, broker)
+    made = Site(folder, medium)
     try:
         yield made
     finally:
