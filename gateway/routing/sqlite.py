@@ -402,10 +402,9 @@ class _File:
         self.writer.execute("UPDATE facts SET value = value + ? WHERE name = 'packets'", (change,))
 
     def _advance(self) -> None:
-        # Never back, even once the newest have expired: a position is used once.
+        # Once written it never goes back, even when the newest expire: a position is used once.
         self.writer.execute(
-            "UPDATE facts SET value = max(value, (SELECT max(seq) FROM packets)) "
-            "WHERE name = 'last'"
+            "UPDATE facts SET value = (SELECT max(seq) FROM packets) WHERE name = 'last'"
         )
 
     def expire(self, now: int) -> int:

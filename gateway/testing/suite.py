@@ -439,6 +439,20 @@ class RoutingConformance(ABC):
         await subscription.close()
 
     @pytest.mark.asyncio
+    async def test_interests_change_while_a_batch_is_under_way(self, engine: RoutingLayer) -> None:
+        subscription = engine.follow(frozenset([Interest(ADDRESS)]))
+        await collect(subscription, 0, self.patience, live=True)
+        here, there = make_entry(1), make_entry(2, fingerprint=STRANGER)
+        await engine.deposit([here, there])
+        waiting = asyncio.ensure_future(anext(aiter(subscription)))
+        await asyncio.sleep(0)
+        before = waiting.done()  # it may be that quick
+        subscription.update(frozenset([Interest(STRANGER)]))
+        async with asyncio.timeout(self.patience):
+            assert (await waiting).entries == ((here,) if before else (there,))
+        await subscription.close()
+
+    @pytest.mark.asyncio
     async def test_a_wait_that_is_cancelled_loses_nothing(self, engine: RoutingLayer) -> None:
         subscription = engine.follow(frozenset([EVERYTHING]))
         found: list[Entry] = []
