@@ -74,7 +74,8 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         from qis_edge import __version__
 
-        parser.exit(OK, f"{parser.prog} {__version__}\n")
+        print(parser.prog, __version__)
+        parser.exit(OK)
 
 
 def _sentence(text: str) -> str:
