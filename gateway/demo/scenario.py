@@ -66,7 +66,7 @@ class Scenario:
 
 
 FULL = Scenario(
-    epoch=int(datetime(2013, 9, 3, tzinfo=UTC).timestamp()),
+    epoch=int(datetime(2013, 9, 5, tzinfo=UTC).timestamp()),
     hours=18 * 24,
     seconds_per_hour=0.12,
     learning=60,

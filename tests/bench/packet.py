@@ -67,7 +67,9 @@ def main() -> None:
     domain = Domain.parse((Path("devices") / "domains" / "air_quality.toml").read_text())
     identity = Identity.from_seed(bytes(32))
     fingerprint = bytes(range(32))
-    singles, whole, texts = [], [], []
+    singles: list[int] = []
+    whole: list[int] = []
+    texts: list[int] = []
     for number, outcomes in enumerate(days().values()):
         for several, sizes in ((outcomes[:1], singles), (outcomes, whole)):
             packet = pack(
