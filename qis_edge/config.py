@@ -66,10 +66,14 @@ def default_path(role: str) -> Path:
 
     :param role: ``edge`` or ``gateway``. ``QIS_EDGE_CONFIG`` and ``QIS_GATEWAY_CONFIG``
         have precedence; then ``/etc`` for root and ``~/.config`` for others.
+    :raises UsageError: the user has no home folder.
     """
     if given := os.environ.get(f"QIS_{role.upper()}_CONFIG"):
         return Path(given).expanduser()
-    base = Path("/etc") if is_root() else Path.home() / ".config"
+    try:
+        base = Path("/etc") if is_root() else Path.home() / ".config"
+    except RuntimeError as error:  # a user without a home
+        raise UsageError("no home folder to look in", field="--config", hint="name it") from error
     return base / f"qis-{role}" / "config.toml"
 
 
@@ -194,7 +198,8 @@ class SensorConfig:
             (where / "driver").wrong(str(error), error.hint or suggestion)
             return
         settings = made["settings"]
-        if (declared := getattr(factory, "settings", None)) is not None:
+        declared = getattr(factory, "settings", None)
+        if isinstance(declared, type) and dataclasses.is_dataclass(declared):
             try:
                 parsed = Table(declared).parse(settings, where)
             except Reported:
@@ -204,6 +209,9 @@ class SensorConfig:
             known = list(factory(settings).channels)
         except SensorError as error:
             where.wrong(str(error), error.hint)
+            return
+        except Exception as error:  # noqa: BLE001 - somebody else's driver may raise anything
+            where.wrong(f"the driver {name} failed: {error!r}")
             return
         for channel in made["channels"] or ():
             if channel not in known:
@@ -369,7 +377,11 @@ class MqttConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinksConfig:
-    """The ways to the gateway. A link is used if its table is there."""
+    """The ways to the other side.
+
+    Without a table for any, MQTT is used: a node goes to the broker that the fleet file
+    names, a gateway to its embedded one.
+    """
 
     mqtt: MqttConfig | None = setting(Table(MqttConfig), None, "Over an MQTT broker.")
 

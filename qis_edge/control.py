@@ -40,6 +40,8 @@ MAX_CLIENTS = 16
 IDLE = 60.0
 #: ``sun_path`` has 108 bytes, the last for the end.
 _LONGEST = 107
+#: Seconds between attempts to take the lock: :func:`is_running` holds it for a moment.
+_PAUSES = (0.01, 0.05, 0.2)
 
 
 class ControlServer:
@@ -70,7 +72,7 @@ class ControlServer:
         :raises QisError: another daemon runs with this state folder, or it cannot be used.
         """
         try:
-            self._lock = _take_lock(self.path.with_name(LOCK))
+            self._lock = await _take_lock(self.path.with_name(LOCK))
             listening = self._bind()
         except OSError as error:
             self._release()
@@ -257,18 +259,23 @@ def _read_line(connection: socket.socket) -> bytes:
     return bytes(found)
 
 
-def _take_lock(path: Path) -> int:
+async def _take_lock(path: Path) -> int:
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    for pause in (*_PAUSES, None):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if pause is not None:
+                await asyncio.sleep(pause)
+    else:
         pid = os.read(handle, 20).decode("ascii", "replace").strip()
         os.close(handle)
         process = f" (process {pid})" if pid.isdigit() else ""
         raise QisError(
             f"another daemon runs with the state folder {path.parent}{process}",
             hint="stop that one first, or give this one a state folder of its own",
-        ) from None
+        )
     os.ftruncate(handle, 0)
     os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
     return handle

@@ -35,7 +35,7 @@ def load_driver(name: str) -> SensorFactory:
     for point in entry_points(group=GROUP, name=name):
         try:
             return cast("SensorFactory", point.load())
-        except (ImportError, AttributeError) as error:
+        except Exception as error:
             raise SensorError(f"the driver {name} cannot be loaded: {error}") from error
     raise SensorError("there is no such driver")
 

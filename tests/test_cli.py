@@ -406,6 +406,32 @@ def test_a_new_node_of_each_domain(site: Site, domain: str) -> None:
     assert site.console.json == {"ok": True, "problems": []}
 
 
+def test_a_node_of_a_template_of_ones_own(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "devices/domains/weather.toml").read_text().replace("weather", "hills")
+    (site.folder / "hills.toml").write_text(text)
+    site.gateway("init")
+    monkeypatch.chdir(site.folder)
+    fleet = site.gateway_state / "fleet.toml"
+    assert site.node("init", "--fleet", fleet, "--domain", "./hills.toml", *FIELDS) == 0
+    assert site.node("check") == 0
+    assert "<Domain hills/1>" in site.console.out
+
+
+def test_check_reads_the_password(ready: Site) -> None:
+    secret = ready.folder / "password"
+    secret.write_text("hunter2\n")
+    secret.chmod(0o644)
+    text = ready.node_config.read_text().replace(
+        '#password_file = "mqtt.password"', f'password_file = "{secret}"\nusername = "me"'
+    )
+    ready.node_config.write_text(text)
+    assert ready.node("check") == 2
+    assert f"fix: chmod 600 {secret}" in ready.console.err
+    assert "hunter2" not in ready.console.err + ready.console.out
+    secret.chmod(0o600)
+    assert ready.node("check") == 0
+
+
 # --- check and run --test ------------------------------------------------------------------
 
 

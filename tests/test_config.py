@@ -422,6 +422,31 @@ def test_what_is_not_toml(text: str, line: int | None) -> None:
     assert problem.file == "c.toml"
 
 
+class Loud:
+    """A driver of somebody else's."""
+
+    def __init__(self, settings: Any) -> None:
+        raise KeyError("port")
+
+
+def test_a_driver_that_fails_is_a_problem_of_the_configuration() -> None:
+    found = problems(NODE.replace('"system"', '"tests.test_config:Loud"'))
+    assert "failed: KeyError('port')" in found["sensor[1]"][1]
+    found = problems(NODE.replace('"system"', '"tests.test_config:NODE"'))
+    assert "is not callable" in found["sensor[1].driver"][1]
+
+
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("qis_edge.config.is_root", lambda: False)
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.delenv("QIS_EDGE_CONFIG", raising=False)
+    with pytest.raises(UsageError, match="no home folder"):
+        default_path("edge")
+
+
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     with pytest.raises(ConfigError, match="there is no such file") as error:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import socket
@@ -143,6 +144,15 @@ async def test_a_second_daemon_is_refused(tmp_path: Path) -> None:
         assert (await ask(tmp_path, "echo"))["got"] == {}
     async with ControlServer(tmp_path, HANDLERS):
         assert (await ask(tmp_path, "echo"))["got"] == {}
+
+
+async def test_to_be_looked_at_does_not_keep_a_daemon_from_starting(tmp_path: Path) -> None:
+    (tmp_path / control.LOCK).touch()
+    handle = os.open(tmp_path / control.LOCK, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_SH)  # as is_running does, for a moment
+    asyncio.get_running_loop().call_later(0.03, os.close, handle)
+    async with ControlServer(tmp_path, HANDLERS):
+        assert is_running(tmp_path)
 
 
 async def test_a_socket_left_by_a_killed_daemon_is_replaced(tmp_path: Path) -> None:

@@ -210,6 +210,7 @@ def _check_keys(config: GatewayConfig, problems: list[dict[str, Any]], good: lis
 
 def _check_broker(config: GatewayConfig, good: list[str]) -> None:
     settings = (config.links.mqtt or MqttConfig()).settings(config.broker_url)
+    settings.read_password()
     if config.broker.embedded:
         from importlib.util import find_spec  # to look without importing it
 

@@ -27,7 +27,8 @@ def init(args: argparse.Namespace) -> int:
     """Make the key, the state folder and a configuration; nothing that is there is changed."""
     path = config_path(args.config, "edge")
     existing = load_node(path, full=False) if path.exists() else None
-    domain = Domain.load(args.domain)
+    domain_name = _domain_name(args.domain)
+    domain = Domain.load(domain_name)
     fields = _fields(args.field, domain)
     state = existing.node.state if existing else state_folder(args, "edge", path)
     fleet = _fleet(args.fleet, state / "fleet.toml")
@@ -37,7 +38,7 @@ def init(args: argparse.Namespace) -> int:
         fleet.write(state / "fleet.toml")
     name = args.name or (existing.node.name if existing else host_name())
     if existing is None:
-        text = node_sample(name, state_text(args, state, path), domain, args.domain, fields)
+        text = node_sample(name, state_text(args, state, path), domain, domain_name, fields)
         write_config(path, text, NodeConfig)
     print(f"node    {existing.node.name if existing else name}")
     print(f"kid     {identity.kid.hex()}{'' if made else ' (the key was there already)'}")
@@ -143,6 +144,12 @@ def _fleet(given: Path | None, pinned: Path) -> FleetFile:
     return held or offered
 
 
+def _domain_name(given: str) -> str:
+    """A template's name as it is; its path so that it holds wherever it is read from."""
+    is_path = "/" in given or given.endswith(".toml")
+    return str(Path(given).expanduser().absolute()) if is_path else given
+
+
 def _fields(given: Sequence[str], domain: Domain) -> dict[str, str]:
     known = {field.name: field for field in domain.fields}
     fields = {}
@@ -245,8 +252,9 @@ def _check_state(config: NodeConfig, problems: list[dict[str, Any]], good: list[
         good.append(f"{state}: key {identity.kid.hex()}, fleet {fleet.site}")
         check_folder(state, problems)
         with collecting(problems, "config"):
-            url = (config.links.mqtt or MqttConfig()).settings(fleet.mqtt_url).url
-            good.append(f"link: {url}")
+            settings = (config.links.mqtt or MqttConfig()).settings(fleet.mqtt_url)
+            settings.read_password()
+            good.append(f"link: {settings.url}")
     if len(problems) == before:
         with collecting(problems, "store"):
             standing = stored_standing(config)

@@ -273,7 +273,11 @@ class Table(Type):
         if (normalise := getattr(self.cls, "normalise", None)) is not None:
             value = normalise(value)
         if not isinstance(value, Mapping):
-            raise self.mismatch(value)
+            wrong = self.mismatch(value)
+            if isinstance(value, list) and value and isinstance(value[0], Mapping):
+                key = dotted(where.path)
+                wrong.suggestion = f"write [{key}] instead of [[{key}]]"
+            raise wrong
         before = len(where.report.problems)
         made = {
             attribute: self._one(key, declared, value, where)
