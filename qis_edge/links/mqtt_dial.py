@@ -85,7 +85,7 @@ def explain_tls(error: BaseException, where: str) -> LinkError:
     reason = getattr(error, "reason", None) or ""
     if "WRONG_VERSION" in reason or "HTTP_REQUEST" in reason:
         return LinkError(f"{where} does not speak TLS", hint=_IS_IT_TLS)
-    if "ALERT" in reason or isinstance(error, ssl.SSLEOFError):
+    if "ALERT" in reason or isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
         # The broker's verdict on our certificate comes as an alert after the handshake; if
         # we had written meanwhile, the system may have thrown it away.
         alert = reason.split("ALERT_", 1)[-1].lower().replace("_", " ")

@@ -11,7 +11,7 @@ from typing import Any
 from qis_edge.links.base import Link, Role
 from qis_edge.links.mqtt import MqttLink, MqttSettings
 from qis_edge.testing.links import LinkWorld
-from tests.mosquitto import Mosquitto
+from tests.mosquitto import Mosquitto, running
 
 SITE = "test"
 NODE, GATEWAY = b"node\x00\x00\x00\x01", b"gate\x00\x00\x00\x01"
@@ -51,9 +51,5 @@ class MosquittoWorld(LinkWorld):
 
 @asynccontextmanager
 async def mosquitto_world(folder: Path, protocol: str) -> AsyncIterator[LinkWorld]:
-    broker = Mosquitto(folder)
-    broker.start()
-    try:
+    with running(Mosquitto(folder)) as broker:
         yield MosquittoWorld(broker, protocol)
-    finally:
-        broker.stop()

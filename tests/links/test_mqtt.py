@@ -288,7 +288,7 @@ async def test_the_broker_s_own_window_counts() -> None:
         ScriptedBroker(
             properties=b"\x21\x00\x07", puback=lambda topic: None if "/up/" in topic else 0
         ) as broker,
-        started(node_link(broker.port, ack_timeout=1)) as node,
+        started(node_link(broker.port, ack_timeout=0.5)) as node,
     ):
         await until(lambda: node.room == 7)
         for _ in range(7):
