@@ -106,7 +106,7 @@ class Bias:
             self._sin += swing * sin
         # Surprises past twice the clip say that the scale is too small, not how much.
         beyond = min(abs(surprise), 2 * CLIP * self._scale) - self._scale
-        self._scale = max(self._scale + gain * share * beyond, self._floor / 4)
+        self._scale = max(self._scale + gain * share * beyond, self._floor)
         self.variance = self.spread**2
 
     def _begin(self, difference: float) -> None:
@@ -160,7 +160,8 @@ class Course:
         self._noise = -1.0  # mean change a window that the course does not explain
         # Judged on changes over two hours, or two windows where those are longer.
         self._lag = min(max(2, round(2 * HOUR / window)), 120) * window
-        self._points: dict[int, float] = {}
+        #: Time → reading, and the change over the lag that was expected then.
+        self._points: dict[int, tuple[float, float]] = {}
 
     @property
     def reliance(self) -> float:
@@ -172,22 +173,20 @@ class Course:
         in order of time; one that does not is passed over."""
         if self._points and time <= next(reversed(self._points)):
             return
-        before = self._points.get(time - self._window)
-        if before is not None and self._window <= DAY // 4:
-            self._judge(time, value)
-            self._change(time, value - before)
-        self._points[time] = value
+        if self._window <= DAY // 4:
+            if (past := self._points.get(time - self._lag)) is not None:
+                self._judge(value - past[0], past[1])
+            if (before := self._points.get(time - self._window)) is not None:
+                self._change(time, value - before[0])
+        self._points[time] = (value, self._sum(time, time + self._lag))
         while next(iter(self._points)) < time - self._lag:
             del self._points[next(iter(self._points))]
 
-    def _judge(self, time: int, value: float) -> None:
-        """Compare what was expected, before it is learned from."""
-        past = self._points.get(time - self._lag)
-        if past is None:
-            return
-        expected = self._sum(time - self._lag, time)
-        limit = CLIP * max(self._noise, 0.0) * math.sqrt(self._lag / self._window)
-        change = max(-limit, min(limit, value - past)) if self._noise > 0 else value - past
+    def _judge(self, change: float, expected: float) -> None:
+        """Compare a change over the lag with what was expected before it began."""
+        if self._noise > 0:
+            limit = CLIP * self._noise * math.sqrt(self._lag / self._window)
+            change = max(expected - limit, min(expected + limit, change))
         fade = max(0.5, 1 - 0.01 * self._window / HOUR)
         self._expected = fade * self._expected + change * expected
         self._seen = fade * self._seen + expected * expected

@@ -36,7 +36,7 @@ from qis_edge.core.calibration import DAY, FIRST, HOUR, Bias, Course, phase
 from qis_edge.core.domain import Domain, Result
 from qis_edge.core.outcome import MAX_SAMPLES, Kind, Outcome, Value
 from qis_edge.core.robust import huber_mean, median, most_weight
-from qis_edge.core.trust import OTHER_WORD, VOICES, Consensus, Trust, consensus
+from qis_edge.core.trust import NEAR, OTHER_WORD, VOICES, Consensus, Trust, consensus
 
 #: The tag of packets whose outcomes are estimates. Nobody weighs them as a voice.
 ESTIMATE_TAG = "estimate"
@@ -377,7 +377,9 @@ class Synthesiser:
             return None
         # The lower median: of two peers of which one talks nonsense, the other's.
         usual = sorted(spreads)[(len(spreads) - 1) // 2]
-        return consensus(voices, max(usual, _resolution(result)))
+        # What readings of one sensor may scatter by, peers may differ by too.
+        allowed = (result.tolerance or 0.0) / NEAR
+        return consensus(voices, max(usual, allowed, _resolution(result)))
 
     def _agreed_word(
         self, result: Result, slot: int, own: str, said: Mapping[bytes, Outcome]

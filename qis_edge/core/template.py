@@ -61,6 +61,8 @@ MAX_CONTINUOUS = 16  # as many as a packet's vector holds
 MAX_RESULTS = 64  # as many as a packet's columns hold
 MAX_CODE = 2**16 - 1
 MAX_POWER = 12
+#: No packet can carry a larger number, and squares of this one do not overflow.
+MAX_NUMBER = 1e30
 #: An argument of ``Domain.situation`` that no field may be called.
 RESERVED = "vector"
 
@@ -120,8 +122,8 @@ class Result:
     unit: str = "1"
     power: int | None = 0
     statistic: Statistic = Statistic.MEAN
-    low: float = -math.inf
-    high: float = math.inf
+    low: float = -MAX_NUMBER
+    high: float = MAX_NUMBER
     tolerance: float | None = None
     words: tuple[str, ...] = ()
     title: str = ""
@@ -132,7 +134,7 @@ class Result:
             return value in self.words
         if self.words or isinstance(value, bool) or not isinstance(value, int | float):
             return False
-        return self.low <= value <= self.high and math.isfinite(value)
+        return self.low <= value <= self.high  # false of NaN
 
     def rounded(self, value: float) -> float:
         """The nearest multiple of the resolution (ties to the even digit); never ``-0.0``.
@@ -276,8 +278,8 @@ class _Reader:
         known = ("name", "code", "unit", "resolution", "statistic", "low", "high", "tolerance",
                  "words", "title")  # fmt: skip
         self.unknown(table, known, at)
-        low = self.number(table, "low", at, default=-math.inf)
-        high = self.number(table, "high", at, default=math.inf)
+        low = self.number(table, "low", at, default=-MAX_NUMBER)
+        high = self.number(table, "high", at, default=MAX_NUMBER)
         if low >= high:
             self.wrong((*at, "high"), "must be above low")
         tolerance = self.number(table, "tolerance", at, default=0.0, low=0.0, open_low=True)
@@ -367,13 +369,13 @@ class _Reader:
         at: KeyPath,
         *,
         default: float | None = None,
-        low: float = -math.inf,
+        low: float = -MAX_NUMBER,
         open_low: bool = False,
     ) -> float:
         value = table.get(key, default)
         if value is default and default is not None:
             return default
-        if _is_finite(value) and (value > low if open_low else value >= low):
+        if _is_number(value) and (value > low if open_low else value >= low):
             return float(value)
         self.wrong(
             (*at, key), f"must be a number above {low:g}" if open_low else "must be a number"
@@ -392,7 +394,7 @@ class _Reader:
 
     def power(self, table: Mapping[str, Any], at: KeyPath) -> int:
         value = table.get("resolution")
-        if _is_finite(value) and value > 0:
+        if _is_number(value) and value > 0:
             _, digits, exponent = Decimal(str(value)).normalize().as_tuple()
             if digits == (1,) and isinstance(exponent, int) and abs(exponent) <= MAX_POWER:
                 return exponent
@@ -405,8 +407,8 @@ class _Reader:
                 self.wrong((table, n, key), f"{item!r} is taken by an earlier one")
 
 
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and -MAX_NUMBER <= value <= MAX_NUMBER
 
 
 def _key(at: KeyPath) -> str:

@@ -3,7 +3,8 @@
 Each result of each sender has a score from 0 to 1, :data:`NEUTRAL` for a stranger. Where at
 least :data:`VOICES` voices speak of the same window, our own among them, their median is the
 consensus, and each is judged by its distance from it, in units of what peers usually differ
-by: agreement is 1 up to :data:`NEAR`, 0 from :data:`FAR` on. Where our own sensor fails it
+by (at least the template's tolerance for the readings of one window): agreement is 1 up to
+:data:`NEAR`, 0 from :data:`FAR` on. Where our own sensor fails it
 is the one far from the others, and condemns nobody. With two voices nobody can say which is
 wrong, and nobody is judged.
 
