@@ -167,6 +167,7 @@ class Fleet:
         self._permit_until = 0.0
         self._change = -1
         self._version = -1
+        self._news = Changes()
         self._db = GatewayDatabase(
             path,
             SCHEMA,
@@ -252,23 +253,31 @@ class Fleet:
         """Take in what another process changed. Takes microseconds where nothing did.
 
         :param now: unix seconds; ``None`` judges no credential by its dates.
+        :returns: what is new since the last call, whatever else looked at the file meanwhile.
         """
+        with self._disk:
+            self._look(now)
+            changes, self._news = self._news, Changes()
+            return changes
+
+    def _look(self, now: float | None = None) -> None:
         with self._disk:
             version = self._db.data_version()
             if version == self._version:
-                return Changes()
+                return
             permit_until = float(self._fact("permit_until") or 0)
             revocation = self._fact("revocation")
             change = self._db.number("SELECT value FROM facts WHERE name = 'change'")
             credentials = self._credentials("WHERE change > ?", (self._change,))
             with self._memory:
                 self._permit_until = permit_until
-                changes = Changes(
-                    revocation=self._learn_revocation(revocation),
-                    credentials=self._learn_credentials(credentials, now),
+                learned = self._learn_revocation(revocation)
+                self._news = Changes(
+                    revocation=learned or self._news.revocation,
+                    credentials=self._news.credentials
+                    + self._learn_credentials(credentials, now),
                 )
             self._change, self._version = change, version
-            return changes
 
     def _learn_revocation(self, raw: object) -> RevocationList | None:
         try:
@@ -358,7 +367,7 @@ class Fleet:
         :raises Refused: as :meth:`qis_edge.core.credential.TrustStore.apply`.
         """
         with self._disk:
-            self.refresh()
+            self._look()
             with self._memory:
                 news = self._trust.apply(raw)
             if news:
@@ -392,7 +401,7 @@ class Fleet:
         with self._disk:
             kids = {one if isinstance(one, bytes) else self.find(one) for one in who}
             with self._db.transaction():
-                self.refresh()  # another process may have made one
+                self._look()  # another process may have made one
                 made = RevocationList.issue(
                     root,
                     number=self.revocation_number + 1,
@@ -427,7 +436,7 @@ class Fleet:
         :raises Refused: SCOPE, joining is not permitted; FLOODED, too many wait;
             REVOKED, that key is out.
         """
-        self.refresh(now)
+        self._look(now)
         kid = enrolment.key.kid
         if not self.permitted(now):
             raise Refused(Reason.SCOPE, "enrolment", "joining is not permitted now")
@@ -483,7 +492,7 @@ class Fleet:
             may not issue.
         """
         with self._disk:
-            self.refresh(now)
+            self._look(now)
             waiting = self.waiting()
             chosen = _choose(who, {one.kid: one.name for one in waiting}, "asks to join")
             one = next(one for one in waiting if one.kid == chosen)

@@ -118,8 +118,12 @@ class Gateways:
         self._delay = min(self._delay * 2, LONGEST_UNGREETED)
         return Hello(self._identity.kid, nonce, self._trust.revocation_number).encode()
 
-    def greet(self, greeting: Greeting, monotonic: float, now: float | None) -> Gateway:
+    def greet(
+        self, greeting: Greeting, monotonic: float, now: float | None, *, settled: bool = True
+    ) -> Gateway:
         """Take in a greeting; the caller compares its epoch with the gateway's before.
+
+        :param settled: whether nothing more is wanted of gateways, so that hellos may be rare.
 
         :raises Refused: not known, not its MAC, or the answer to no hello of ours.
         """
@@ -130,7 +134,8 @@ class Gateways:
             except Refused:
                 continue
             known.greeted = monotonic
-            self._hello_at, self._delay = monotonic + GREETED, FIRST_HELLO
+            if settled:
+                self._hello_at, self._delay = monotonic + GREETED, FIRST_HELLO
             return known
         raise Refused(Reason.REPLAYED, "greeting.nonce", "no hello of ours waits for it")
 

@@ -195,7 +195,10 @@ class Inbound:
 
     async def _greeted(self, greeting: Greeting) -> None:
         try:
-            gateway = self._gateways.greet(greeting, time.monotonic(), self._clock.known)
+            enrolled = self._membership.enrolled(self._clock.known)
+            gateway = self._gateways.greet(
+                greeting, time.monotonic(), self._clock.known, settled=enrolled
+            )
         except Refused as refusal:
             if is_ours(refusal) and (
                 question := self._membership.ask(greeting.kid, time.monotonic())
@@ -215,6 +218,9 @@ class Inbound:
         self._uplink.custody.heard(time.monotonic(), gateway.kid)
         self._uplink.poke()
         await self._request(gateway)
+        if not enrolled:  # it knows us, but its word of that got lost: ask again
+            for raw in self._membership.present(self._clock.known):
+                await self._send(raw)
 
     async def _new_epoch(self, gateway: Gateway, greeting: Greeting) -> None:
         before, gateway.epoch = gateway.epoch, greeting.epoch
