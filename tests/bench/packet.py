@@ -15,7 +15,6 @@ from datetime import datetime
 from pathlib import Path
 
 from qis_edge.core.domain import Domain
-
 from qis_edge.core.identity import Identity
 from qis_edge.core.outcome import Kind, Outcome, Value
 from qis_edge.core.packet import pack, unpack
