@@ -295,6 +295,19 @@ class Database:
                     self._connection.execute("ROLLBACK")
             raise
 
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Reads within see one moment, whatever a writer does meanwhile."""
+        if self._connection.in_transaction:
+            yield
+            return
+        self.execute("BEGIN")
+        try:
+            yield
+        finally:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.execute("COMMIT")
+
     def used(self) -> int:
         """Bytes of the file that hold something."""
         pages = self.number("PRAGMA page_count") - self.number("PRAGMA freelist_count")

@@ -58,6 +58,11 @@ def in_memory(key: PublicKey) -> Database:
     return db
 
 
+def inode_of(path: Path) -> int:
+    """What a copy of the file does not share with it."""
+    return path.stat().st_ino
+
+
 def draw_store(db: Database) -> bytes:
     """A store id that this file has not had, 4 random bytes."""
     while True:
@@ -71,7 +76,7 @@ def _open(path: Path, owner: Owner, news: list[Notice]) -> tuple[Database, list[
     try:
         if db.size() <= (_AFTER_CRASH if db.unclean else _QUICK):
             db.check()
-        inode = path.stat().st_ino
+        inode = inode_of(path)
         found = db.row("SELECT key, host, inode FROM state")
         if found is None and db.row("SELECT 1 FROM stores") is None:
             _begin(db, owner, inode)
@@ -158,7 +163,7 @@ def _fill(path: Path, new: Path, old: Path, owner: Owner) -> Notice:
     salvaged = Salvaged()
     code = "salvaged"
     with Database(new, OUTBOX) as db, db.transaction():
-        _insert_state(db, owner, new.stat().st_ino)
+        _insert_state(db, owner, inode_of(new))
         tables = Tables(db)
         with tables.change() as state:
             source = salvage.open_damaged(old)

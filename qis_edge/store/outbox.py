@@ -169,33 +169,49 @@ class Outbox(OutboxReader):
         :raises UsageError: it could never be packed; the error names the field.
         :raises StoreError: the disk does not take it; nothing was kept.
         """
-        return self.append_many(
-            [Pending(outcome, fingerprint, priority, ttl, extensions, unclocked)]
-        )[0]
+        return self._append(Pending(outcome, fingerprint, priority, ttl, extensions, unclocked))
 
     def append_many(self, pending: Iterable[Pending]) -> list[int]:
         """Keep several outcomes at once, all or none; see :meth:`append`."""
+        work = list(pending)
+        if len(work) == 1:
+            return [self._append(work[0])]
         with self._tables.change():
-            ids = [self._append(one) for one in pending]
+            ids = [self._add(one) for one in work]
             dropped = self._watch_budget()
         self._tell_dropped(dropped)
         return ids
 
     def _append(self, pending: Pending) -> int:
         validate(pending)
+        if pending.unclocked is None:
+            body = body_of(pending.outcome)
+            row = self._tables.arrive(pending.outcome.time, body, _kind(pending))
+            if row is not None:
+                self._unchecked += len(body) + 64
+                self._tell_dropped(self._watch_budget())
+                return row
+        with self._tables.change():
+            row = self._add(pending)
+            dropped = self._watch_budget()
+        self._tell_dropped(dropped)
+        return row
+
+    def _add(self, pending: Pending) -> int:
+        validate(pending)
         body = body_of(pending.outcome)
+        kind = _kind(pending)
+        time = pending.outcome.time
         state = self._tables.state
         state.last_row += 1
         state.made += 1
         self._unchecked += len(body) + 64
-        time, extensions = pending.outcome.time, extensions_text(pending.extensions)
-        kind = (pending.fingerprint, int(pending.priority), pending.ttl, extensions)
         if pending.unclocked is not None:
             boot = times.note_boot(self._tables, pending.unclocked.boot)
             if boot.offset is None:
                 times.add_untimed(self._tables, state.last_row, boot, pending.unclocked, body, kind)
                 return state.last_row
-            time, extensions = times.timed(boot, pending.unclocked.monotonic, extensions)
+            time, extensions = times.timed(boot, pending.unclocked.monotonic, kind[3])
             kind = (*kind[:3], extensions)
         self._tables.add_waiting(state.last_row, time, body, kind)
         state.clock = max(state.clock, time)
@@ -350,3 +366,13 @@ class Outbox(OutboxReader):
                 f" and {dropped.expired} that were past their time"
             )
             self._tell(Notice(self._tables.state.clock, "evicted", text))
+
+
+def _kind(pending: Pending) -> tuple[bytes, int, int, str]:
+    """What outcomes of one packet have in common."""
+    return (
+        pending.fingerprint,
+        int(pending.priority),
+        pending.ttl,
+        extensions_text(pending.extensions),
+    )

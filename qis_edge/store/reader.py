@@ -107,21 +107,23 @@ class OutboxReader:
     def waiting(self, limit: int = 100) -> list[tuple[Priority, bytes, Outcome]]:
         """(priority, fingerprint, outcome) that wait to be packed: urgent first, then by
         group, oldest first. For people: a big queue is shown in part."""
-        found = []
-        for row in islice(self._each_waiting(), limit):
-            priority, fingerprint, time, body = row
-            found.append((Priority(priority), bytes(fingerprint), outcome_of(time, body)))
-        return found
+        with self._db.snapshot():
+            return [
+                (Priority(priority), bytes(fingerprint), outcome_of(time, body))
+                for priority, fingerprint, time, body in islice(self._each_waiting(), limit)
+            ]
 
     def _each_waiting(self) -> Iterator[tuple[int, bytes, int, bytes]]:
         for priority in range(Priority.URGENT, -1, -1):
             for group, fingerprint in self._db.each(
                 "SELECT id, fingerprint FROM groups WHERE priority=? ORDER BY head", (priority,)
             ):
-                for time, body in self._db.each(
-                    "SELECT time, body FROM waiting WHERE grp=? ORDER BY id", (group,)
-                ):
-                    yield priority, fingerprint, time, body
+                for table in ("waiting", "arrivals"):
+                    for time, body in self._db.each(
+                        f"SELECT time, body FROM {table} WHERE grp=? ORDER BY id",  # noqa: S608 - ours
+                        (group,),
+                    ):
+                        yield priority, fingerprint, time, body
 
     def aside(self, limit: int = 256) -> list[Aside]:
         """What will not be sent by itself, newest first."""
@@ -153,16 +155,17 @@ class OutboxReader:
 
     def stats(self) -> Stats:
         """The outbox in numbers; costs the same whatever it holds."""
-        state = load_state(self._db)
-        counts = {name: getattr(state, name) for name in STATE_COLUMNS if name not in _HIDDEN}
-        return Stats(
-            store=self._store(state.store),
-            next_sequence=state.sequence,
-            stores=self._db.number("SELECT max(number) FROM stores"),
-            budget=self._budget,
-            bytes=self._db.used(),
-            **counts,
-        )
+        with self._db.snapshot():
+            state = load_state(self._db)
+            counts = {name: getattr(state, name) for name in STATE_COLUMNS if name not in _HIDDEN}
+            return Stats(
+                store=self._store(state.store),
+                next_sequence=state.sequence,
+                stores=self._db.number("SELECT max(number) FROM stores"),
+                budget=self._budget,
+                bytes=self._db.used(),
+                **counts,
+            )
 
     # --- names -------------------------------------------------------------------------
 

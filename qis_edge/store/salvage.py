@@ -140,7 +140,7 @@ def carry_over(source: sqlite3.Connection, target: Tables, key: PublicKey, anew:
         ):
             if check_of(identity, number) == crc:
                 target.add_store(number, identity, why)
-        _carry_waiting(source, target)
+        arrived = _carry_waiting(source, target)
         _carry_untimed(source, target)
         salvaged.outcomes = state.waiting + state.untimed
         for row in _readable(source, "packets", "id", _PACKET_COLUMNS):
@@ -158,7 +158,8 @@ def carry_over(source: sqlite3.Connection, target: Tables, key: PublicKey, anew:
             return salvaged
         if anew:  # what a gateway holds under the old key is not carried over
             state.evicted_receipted += counters.pop("held_outcomes")
-        known = sum(counters.get(place, 0) for place in _PLACES)
+        known = arrived + sum(counters.get(place, 0) for place in _PLACES)
+        state.made += arrived
         salvaged.lost = max(0, known - here)
         state.unreadable += salvaged.lost
         state.made += max(0, here - known)
@@ -184,19 +185,32 @@ def _counters(source: sqlite3.Connection) -> dict[str, int]:
     return dict(zip(STATE_COLUMNS, row[:-1], strict=True))
 
 
-def _carry_waiting(source: sqlite3.Connection, target: Tables) -> None:
-    groups = _readable(
-        source, "groups", "id", ("id", "key", "fingerprint", "priority", "ttl", "extensions")
-    )
-    for group, key, *kind in groups:
-        if not _sane(kind) or group_key(*kind) != key:
-            continue
-        for row, time, body, crc in _readable(
-            source, "waiting", "id", ("id", "time", "body", "crc"), f"grp={int(group)}"
-        ):
-            if check_of(body, row, time) == crc:
-                target.state.last_row = max(target.state.last_row, row)
-                target.add_waiting(row, time, body, (kind[0], kind[1], kind[2], kind[3]))
+def _carry_waiting(source: sqlite3.Connection, target: Tables) -> int:
+    """Returns how many had arrived after the counters were written."""
+    before = target.state.last_row
+    kinds: dict[int, tuple[bytes, int, int, str]] = {}
+    columns = ("id", "key", "fingerprint", "priority", "ttl", "extensions")
+    for group, key, *kind in _readable(source, "groups", "id", columns):
+        if _sane(kind) and group_key(*kind) == key:
+            kinds[group] = (kind[0], kind[1], kind[2], kind[3])
+    for group, known in kinds.items():
+        for row in _readable(source, "waiting", "id", _ROW_COLUMNS, f"grp={int(group)}"):
+            _carry_row(target, row, known)
+    for row in _readable(source, "arrivals", "id", _ROW_COLUMNS):
+        if row[1] in kinds:
+            _carry_row(target, row, kinds[row[1]])
+    return target.state.last_row - before
+
+
+_ROW_COLUMNS = ("id", "grp", "time", "body", "crc")
+
+
+def _carry_row(target: Tables, found: Sequence[Any], kind: tuple[bytes, int, int, str]) -> None:
+    row, _, time, body, crc = found
+    if check_of(body, row, time) == crc:
+        target.state.last_row = max(target.state.last_row, row)
+        target.state.clock = max(target.state.clock, time)
+        target.add_waiting(row, time, body, kind)
 
 
 def _carry_untimed(source: sqlite3.Connection, target: Tables) -> None:

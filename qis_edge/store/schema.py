@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from qis_edge.store.database import Schema
 
-# What is written most (`waiting`, `state`) is kept small and without further indexes:
-# appending to a backlog touches one page of each. A packet's id is its store's number
-# times 2^32 plus its sequence, so it sorts by age and needs no index of its own.
+# What is written most is kept small and without further indexes. Appending to a backlog
+# writes one page, of `arrivals`: the counters that it changes can be told from its rows,
+# until any other change takes them along and moves the rows to where packing finds them
+# together. A packet's id is its store's number times 2^32 plus its sequence, so it sorts
+# by age and needs no index of its own.
 _OUTBOX_1 = """
 CREATE TABLE state (
     id INTEGER PRIMARY KEY CHECK (id = 1),
@@ -73,6 +75,15 @@ CREATE TABLE waiting (
     crc INTEGER NOT NULL,
     PRIMARY KEY (grp, id)
 ) STRICT, WITHOUT ROWID;
+
+-- Waiting ones that came since the last change of `state`, which does not count them.
+CREATE TABLE arrivals (
+    id INTEGER PRIMARY KEY,
+    grp INTEGER NOT NULL,
+    time INTEGER NOT NULL,
+    body BLOB NOT NULL,
+    crc INTEGER NOT NULL
+) STRICT;
 
 -- Outcomes that do not know their time yet.
 CREATE TABLE untimed (

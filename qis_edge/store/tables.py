@@ -32,6 +32,7 @@ KEEP_NOTICES = 64
 LAST_BIT = 62
 
 _MOST_GROUPS = 1024
+_MOST_ARRIVALS = 64
 
 
 @dataclass(slots=True)
@@ -74,11 +75,21 @@ _SAVE_STATE = f"UPDATE state SET {_SET} WHERE id=1"  # noqa: S608 - as said
 
 
 def load_state(db: Database) -> State:
-    """:raises StoreCorrupt: there is none, or it is not what was written."""
+    """The counters, with what has arrived since they were written.
+
+    :raises StoreCorrupt: there are none, or they are not what was written.
+    """
     row = db.row(LOAD_STATE)
     if row is None or not state_is_sound(row):
         raise db.damaged("its row of counters is not what was written")
-    return State(*row[:-1])
+    state = State(*row[:-1])
+    arrived, last_row, clock = db.row("SELECT count(*), max(id), max(time) FROM arrivals")
+    if arrived:
+        state.made += arrived
+        state.waiting += arrived
+        state.last_row = last_row
+        state.clock = max(state.clock, clock)
+    return state
 
 
 def state_is_sound(row: Sequence[int]) -> bool:
@@ -137,18 +148,26 @@ class Tables:
     def __init__(self, db: Database) -> None:
         self.db = db
         self.state = load_state(db)
-        self._stale = False
+        self._stale = self._changing = False
+        self._arrived = db.number("SELECT count(*) FROM arrivals")
         self._groups: dict[tuple[bytes, int, int, str], int] = {}
         self._gateways: dict[tuple[bytes, bytes], int] = {}
 
     @contextlib.contextmanager
     def change(self) -> Iterator[State]:
         """A transaction that takes the counters along; within another, part of it."""
+        if self._changing:
+            yield self.state
+            return
         if self._stale:
             self.state = load_state(self.db)
+            self._arrived = self.db.number("SELECT count(*) FROM arrivals")
             self._stale = False
+        self._changing = True
         try:
             with self.db.transaction():
+                if self._arrived:
+                    self._place_arrivals()
                 yield self.state
                 self.db.execute(_SAVE_STATE, state_row(_values(self.state)))
         except BaseException:
@@ -156,8 +175,37 @@ class Tables:
             self._groups.clear()
             self._gateways.clear()
             raise
+        else:
+            self._arrived = 0
+        finally:
+            self._changing = False
+
+    def _place_arrivals(self) -> None:
+        self.db.execute(
+            "INSERT INTO waiting SELECT grp, id, time, body, crc FROM arrivals ORDER BY grp, id"
+        )
+        self.db.execute("DELETE FROM arrivals")
 
     # --- waiting outcomes --------------------------------------------------------------
+
+    def arrive(self, time: int, body: bytes, kind: tuple[bytes, int, int, str]) -> int | None:
+        """Let a new outcome wait among those of its kind, in a commit of its own that writes
+        as little as can be. Returns its id, or ``None``: that is not possible now."""
+        group = self._groups.get(kind)
+        if group is None or self._stale or self._arrived >= _MOST_ARRIVALS:
+            return None
+        state = self.state
+        row = state.last_row + 1
+        self.db.execute(
+            "INSERT INTO arrivals VALUES (?, ?, ?, ?, ?)",
+            (row, group, time, body, check_of(body, row, time)),
+        )
+        self._arrived += 1
+        state.last_row = row
+        state.made += 1
+        state.waiting += 1
+        state.clock = max(state.clock, time)
+        return row
 
     def add_waiting(
         self, row: int, time: int, body: bytes, kind: tuple[bytes, int, int, str]
@@ -229,6 +277,11 @@ class Tables:
             "SELECT id, time, body, crc FROM waiting WHERE grp=? ORDER BY id LIMIT ?",
             (group.id, limit),
         )
+        if self._arrived and len(rows) < limit:  # they are newer than all that wait
+            rows += self.db.rows(
+                "SELECT id, time, body, crc FROM arrivals WHERE grp=? ORDER BY id LIMIT ?",
+                (group.id, limit - len(rows)),
+            )
         for row, time, body, crc in rows:
             if check_of(body, row, time) != crc:
                 raise self.db.damaged(f"outcome {row} is not what was written")

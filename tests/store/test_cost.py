@@ -23,7 +23,7 @@ from tests.store.kit import (
     peer_packet,
 )
 
-FEW, MANY = 5_000, 100_000
+FEW, MANY = 3_000, 60_000
 
 
 def steps(box: Outbox, act: Callable[[], object]) -> int:

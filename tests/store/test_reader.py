@@ -34,7 +34,7 @@ def test_a_reader_does_not_hold_the_writer_up(tmp_path: Path) -> None:
     path = tmp_path / "outbox.db"
     with Outbox.open(path, ME.public) as box:
         fill(box, 10)
-        with Outbox.inspect(path) as reader:
+        with Outbox.inspect(path) as reader, reader._db.snapshot():
             waiting = reader._each_waiting()
             next(waiting)  # in the middle of its look
             fill(box, 10, first=10)
