@@ -30,6 +30,7 @@ from qis_edge.core.errors import QisError, Reason
 from qis_edge.core.identity import Identity
 from qis_edge.core.outcome import Kind, Outcome
 from qis_edge.core.packet import pack
+from qis_edge.core.receipt import Receipt
 from qis_edge.keys import FleetFile, read_key, write_key
 from qis_edge.store.outbox import Outbox
 
@@ -750,6 +751,26 @@ def test_queue(ready: Site) -> None:
     assert shown["waiting"][0]["results"] == {"temperature": 3.5}
     assert shown["unreceipted"][0]["sequence"] == 0
     assert shown["unreceipted"][0]["holders"] == 0
+
+
+def test_queue_shows_what_was_refused_and_what_happened(ready: Site) -> None:
+    (ready.node_state / "outbox.db").write_bytes(b"not a database" * 1000)
+    filled(ready)
+    identity = read_key(ready.node_state / "node.key")
+    outbox = Outbox.open(ready.node_state / "outbox.db", identity.public, budget=4_000_000)
+    with contextlib.closing(outbox):
+        (packet,) = outbox.unreceipted()
+        said = Receipt(packet.store, refused=((Reason.BOUNDS, (packet.sequence,)),))
+        outbox.receipt(b"gateway.", b"\1\2\3\4", said)
+    assert ready.node("queue") == 0
+    assert "put aside: not sent again by itself" in ready.console.out
+    assert re.search(r"notice: \S+ \S+ \w+", ready.console.out)
+    assert ready.node("queue", "--json") == 0
+    (refused,) = ready.console.json["refused"]
+    assert refused["reason"] == "bounds"
+    assert refused["gateway"] == b"gateway.".hex()
+    assert refused["sequence"] == packet.sequence
+    assert ready.console.json["notices"][0]["text"]
 
 
 def test_queue_beside_a_running_daemon(ready: Site) -> None:

@@ -378,6 +378,22 @@ def test_what_is_wrong_with_a_field(source: str, key: str, words: str) -> None:
     assert found["situation.fields.terrain" + key][0] == 7
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("sensor = []\n", "needs 1 to 64"),
+        ("sensor = 3\n", "must be an array of tables"),
+        ('[sensor]\ndriver = "system"\n', "must be an array of tables"),
+    ],
+)
+def test_what_is_no_array_of_tables(text: str, words: str) -> None:
+    head, _, _ = NODE.partition("[[sensor]]")
+    found = problems(text + head if "=" in text.partition("\n")[0] else head + text)
+    assert words in found["sensor"][1]
+    if text.startswith("["):
+        assert found["sensor"][2] == "write [[sensor]] instead of [sensor]"
+
+
 def test_a_missing_field_is_told_its_values() -> None:
     found = problems(NODE.replace('terrain = "coast"\n', ""))
     line, message, suggestion = found["situation.fields.terrain"]

@@ -213,9 +213,6 @@ def parse(cls: type[T], document: Document, *, full: bool = True) -> T:
         made = cast("T", Table(cls).parse(document.values, Where(report)))
     except Reported:
         made = None
-    except RecursionError:
-        report.add((), "is nested too deep")
-        made = None
     if report.problems or made is None:
         main = str(document.path)
         raise ConfigError(

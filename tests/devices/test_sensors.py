@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
+import sys
 import tracemalloc
+import types
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,8 +19,6 @@ from qis_edge.core.errors import SensorError
 from qis_edge.testing.sensors import SensorConformance
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from qis_edge.sensor import Reading, Sensor
 
 START = datetime(2013, 1, 1, tzinfo=UTC).timestamp()
@@ -54,6 +56,20 @@ def opened(path: Path | str, **settings: Any) -> Replay:
 
 def temperatures(readings: list[Reading]) -> list[Any]:
     return [reading.values["temperature"] for reading in readings]
+
+
+def documented() -> Any:
+    """The classes of the page for those who write drivers."""
+    page = (Path(__file__).parents[2] / "docs/sensors.md").read_text(encoding="utf-8")
+    module = sys.modules["my_station"] = types.ModuleType("my_station")
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(block, vars(module))
+    return module
+
+
+class TestTheDocumentedDriver(documented().TestThermometer):  # type: ignore[misc] # dynamic
+    def test_reads_what_is_there(self, opened: Sensor) -> None:
+        assert opened.read(START)[0].values == {"temperature": 21.5}
 
 
 class TestReplayConforms(SensorConformance):
