@@ -19,7 +19,7 @@ A *word* is the one with the most weight behind it, and its rate the share of th
 a vote fades by half in six hours.
 
 Not heard are outcomes that are ``open``, estimates (:data:`ESTIMATE_TAG`), values outside
-the template's bounds, values older than a day, and senders that lost our trust
+the template's bounds, values older than a week, and senders that lost our trust
 (:mod:`qis_edge.core.trust`). Where the bias of some peers was learned, strangers count
 about a tenth.
 """
@@ -41,7 +41,7 @@ from qis_edge.core.trust import NEAR, OTHER_WORD, VOICES, Consensus, Trust, cons
 #: The tag of packets whose outcomes are estimates. Nobody weighs them as a voice.
 ESTIMATE_TAG = "estimate"
 #: Seconds after which a value says nothing of now.
-OLDEST = DAY
+OLDEST = 7 * DAY
 #: Voices that are combined: those of most weight. More add nothing but time.
 MOST_VOICES = 64
 #: Peers that are remembered; the one heard longest ago makes room.
