@@ -329,6 +329,11 @@ class MqttConfig:
         "30s",
         "Silence after which the broker is asked whether it lives.",
     )
+    retry: float = setting(
+        Duration("1s", "1h"),
+        "2min",
+        "The longest wait between two attempts to connect; the first waits are shorter.",
+    )
 
     def settings(self, fallback: str | None = None) -> MqttSettings:
         """What the link takes.
@@ -358,6 +363,7 @@ class MqttConfig:
             insecure=self.insecure,
             protocol=self.protocol,
             keepalive=self.keepalive,
+            retry_longest=self.retry,
             **given,
         )
 

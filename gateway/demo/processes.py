@@ -107,6 +107,11 @@ class Field:
             for station in STATIONS
         }
 
+    @property
+    def _url(self) -> str:
+        """Weeks go by in a minute here: nobody waits longer than a second or two."""
+        return f'"mqtt://127.0.0.1:{self.port}"\nretry = "2s"'
+
     def state(self, name: str) -> Path:
         """The state folder of the gateway or of a node."""
         return self.folder / name / "state"
@@ -176,7 +181,7 @@ class Field:
         return (
             '[gateway]\nname = "base"\nstate = "state"\n'
             "[broker]\nembedded = false\n"
-            f'[links.mqtt]\nurl = "mqtt://127.0.0.1:{self.port}"\n'
+            f"[links.mqtt]\nurl = {self._url}\n"
             '[routing]\nengines = ["sqlite:routing.db"]\n'
         )
 
@@ -200,7 +205,8 @@ class Field:
             f"[sensor.columns]\n{columns}[sensor.channels]\n{columns}{fails}"
             '[distil]\nwindow = "1h"\nexpected = 1\n'
             '[synthesis]\nwait = "90min"\nhook = "gateway.demo.journal:write"\n'
-            f'[links.mqtt]\nurl = "mqtt://127.0.0.1:{self.port}"\n'
+            '[outbox]\nttl = "30d"\n'
+            f"[links.mqtt]\nurl = {self._url}\n"
         )
 
     # - looking in

@@ -70,11 +70,11 @@ FULL = Scenario(
     hours=18 * 24,
     seconds_per_hour=0.12,
     learning=60,
-    broker_down=Span(170, 220),
-    killed=("LGA", Span(240, 256)),
+    broker_down=Span(156, 196),
+    killed=("LGA", Span(216, 232)),
     failures=(
         Failure("EWR", Span(72, 144)),
-        Failure("JFK", Span(264, 324)),
+        Failure("JFK", Span(256, 316)),
         Failure("LGA", Span(348, 408)),
     ),
 )
