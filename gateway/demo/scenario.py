@@ -85,9 +85,9 @@ SHORT = replace(
     hours=9 * 24,
     seconds_per_hour=0.1,
     learning=48,
-    broker_down=Span(108, 126),
-    killed=("LGA", Span(134, 146)),
-    failures=(Failure("EWR", Span(54, 104)), Failure("JFK", Span(150, 200))),
+    broker_down=Span(104, 122),
+    killed=("JFK", Span(184, 196)),
+    failures=(Failure("EWR", Span(54, 104)), Failure("LGA", Span(130, 180))),
 )
 
 
