@@ -172,10 +172,12 @@ class Connection:
         self._progress = time.monotonic()
         self._window = self._settings.window
         self._undone: deque[Token] = deque()
+        self._heard = 0
         self._skipped = 0
         self._refusal: str | None = None
         self._held_back: asyncio.TimerHandle | None = None
         self._pressed_on = False
+        self._open = False
         self._followed: frozenset[str] = frozenset()
         self._following = asyncio.Lock()
         self._writing = False
@@ -229,6 +231,7 @@ class Connection:
         for refusal in await self._subscribe([needed]):
             raise LinkError(refusal, hint=_CHECK_ACL)
         await self.follow()
+        self._open = True
         self._say(_ONLINE)
 
     def _connect(self) -> None:
@@ -363,7 +366,10 @@ class Connection:
     async def _answer(self, answer: asyncio.Future[_T], packet: str) -> _T:
         seconds = self._settings.connect_timeout
         both: tuple[asyncio.Future[Any], ...] = (answer, self._ended)
-        await asyncio.wait(both, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        heard = -1
+        while heard != self._heard and not (answer.done() or self._ended.done()):
+            heard = self._heard  # what was kept for us comes before the answer
+            await asyncio.wait(both, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if answer.done():
             return answer.result()
         if self._ended.done():
@@ -406,7 +412,9 @@ class Connection:
         """Leave what comes to TCP until there is a place for it, or for a while."""
         if self._held_back is None:
             self._loop.remove_reader(self._fd)
-            self._held_back = self._loop.call_later(_PATIENCE, self._press_on)
+            # Before it is open, the broker's answer to SUBSCRIBE may lie behind all that.
+            patience = _PATIENCE if self._open else self._settings.connect_timeout / 4
+            self._held_back = self._loop.call_later(min(patience, _PATIENCE), self._press_on)
 
     def _press_on(self) -> None:
         self._pressed_on = True
@@ -525,6 +533,7 @@ class Connection:
             answer.set_result(reasons)
 
     def _on_message(self, _c: object, _u: object, message: paho.MQTTMessage) -> None:
+        self._heard += 1
         if message.qos == 0:
             self._take(message, None)
             return

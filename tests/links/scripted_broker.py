@@ -51,7 +51,7 @@ class ScriptedBroker:
     :param properties: properties of the CONNACK (level 5), encoded.
     :param suback: topic filter → code.
     :param puback: topic → reason code, or ``None`` for never.
-    :param greets: raw bytes after each SUBACK.
+    :param backlog: raw bytes after each CONNACK, before anything else.
     """
 
     level: int = 5
@@ -61,7 +61,7 @@ class ScriptedBroker:
     session_present: bool = False
     suback: Callable[[str], int] = lambda _: 1
     puback: Callable[[str], int | None] = lambda _: 0
-    greets: bytes = b""
+    backlog: bytes = b""
     pings: bool = True
     unsuback: bool = True
 
@@ -173,6 +173,7 @@ class ScriptedBroker:
             return False
         extra = bytes([len(self.properties)]) + self.properties if level == 5 else b""
         writer.write(packet(0x20, bytes([self.session_present, self.connack]) + extra))
+        writer.write(self.backlog)
         return self.connack == 0
 
     def _subscribe(self, body: bytes, five: bool, writer: asyncio.StreamWriter) -> None:
@@ -185,5 +186,3 @@ class ScriptedBroker:
             codes.append(self.suback(name))
             rest = rest[end + 1 :]
         writer.write(packet(0x90, mid + (b"\x00" if five else b"") + codes))
-        if self.greets:
-            writer.write(self.greets)

@@ -20,7 +20,7 @@ from qis_edge.links.base import UP, Link, Role, down, peers
 from qis_edge.links.mqtt import MqttLink, MqttSettings
 from qis_edge.testing.links import receive_done, send_when_possible, until_down, until_up
 from tests.links.brokers import GATEWAY, NODE, SITE, gateway_link, node_link, settings
-from tests.links.scripted_broker import ScriptedBroker, packet
+from tests.links.scripted_broker import ScriptedBroker, packet, text
 
 UP_TOPIC = f"qis/v1/{SITE}/up/{NODE.hex()}"
 DOWN_TOPIC = f"qis/v1/{SITE}/down/{NODE.hex()}"
@@ -447,6 +447,20 @@ async def test_a_receiver_that_stalls_does_not_take_the_connection_with_it(
         # It comes back for those that it let go.
         await until(lambda: len(broker.connects) == 2)
         assert len(broker.acked) == len(held)
+
+
+async def test_a_backlog_before_anybody_receives_does_not_keep_the_link_down() -> None:
+    middle = text(UP_TOPIC) + b"%b" + b"\x00frame"
+    backlog = b"".join(
+        packet(0x32, middle.replace(b"%b", mid.to_bytes(2, "big"))) for mid in range(1, 1001)
+    )
+    async with (
+        ScriptedBroker(backlog=backlog) as broker,
+        started(gateway_link(broker.port, receive_window=10, connect_timeout=1.0)) as gateway,
+    ):
+        broker.backlog = b""
+        assert gateway.stats.connects == 1
+        assert gateway.stats.dropped_in > 900
 
 
 async def test_a_node_that_stalls_lets_surplus_frames_go(monkeypatch: pytest.MonkeyPatch) -> None:
