@@ -10,7 +10,7 @@ The main path, from what a node saw to what a stranger may believe::
 
     packet = pack(
         [Outcome(time=1357000000, samples=60, results={"temperature": 3.9})],
-        identity=me, fingerprint=here.fingerprint, store=b"\\x00\\x00\\x00\\x01", sequence=0,
+        identity=me, fingerprint=here.fingerprint, store=bytes(4), sequence=0,
         domain=weather,
     )
     assert len(packet.raw) <= 512
@@ -24,8 +24,6 @@ which keeps outcomes in :mod:`qis_edge.store.outbox` and sends them over the lin
 """
 
 from __future__ import annotations
-
-from importlib.metadata import PackageNotFoundError, version
 
 from qis_edge.core.domain import Domain, Situation
 from qis_edge.core.errors import QisError, Refused
@@ -42,10 +40,18 @@ def _load_domain(name: str) -> Domain:
 
 Domain.install_loader(_load_domain)
 
-try:
-    __version__ = version("qis-edge")
-except PackageNotFoundError:  # imported from a folder that was never installed
-    __version__ = "0+unknown"
+
+def __getattr__(name: str) -> str:
+    """``__version__``, when somebody asks: looking it up takes longer than all the rest."""
+    if name != "__version__":
+        raise AttributeError(name)
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("qis-edge")
+    except PackageNotFoundError:  # imported from a folder that was never installed
+        return "0+unknown"
+
 
 __all__ = [
     "Domain",
@@ -58,7 +64,6 @@ __all__ = [
     "QisError",
     "Refused",
     "Situation",
-    "__version__",
     "pack",
     "unpack",
 ]

@@ -19,7 +19,7 @@ from qis_edge.config import MqttConfig, NodeConfig
 from qis_edge.control import ControlServer
 from qis_edge.core.credential import Credential, RevocationList, TrustStore
 from qis_edge.core.custody import BROKER
-from qis_edge.core.errors import StoreError
+from qis_edge.core.errors import QisError, Refused, StoreError
 from qis_edge.keys import FleetFile, read_key
 from qis_edge.links.base import Link, Role
 from qis_edge.links.mqtt import MqttLink
@@ -135,7 +135,12 @@ class Node:
 
         :raises QisError: what failed.
         """
-        handlers = {"status": self.status, "enroll": self.enroll, "drain": self.drain}
+        handlers = {
+            "status": self.status,
+            "enroll": self.enroll,
+            "credential": self.credential,
+            "drain": self.drain,
+        }
         control = ControlServer(self.config.node.state, handlers)
         await control.start()
         try:
@@ -178,6 +183,18 @@ class Node:
             "expires": credential.expires if credential else None,
             "link": self.link.up,
         }
+
+    async def credential(self, args: Mapping[str, Any]) -> dict[str, Any]:
+        """Take in a credential that was brought here as a file.
+
+        :raises QisError: it does not lead to our root.
+        """
+        try:
+            raw = bytes.fromhex(str(args.get("raw", "")))
+            self.gateways.add(self.membership.accept(raw, self.clock.known))
+        except (ValueError, Refused) as error:
+            raise QisError(f"not a credential of this fleet: {error}") from error
+        return await self.enroll({})
 
     async def drain(self, _: Mapping[str, Any]) -> dict[str, Any]:
         """Make no more outcomes; what is in the outbox still goes out."""
