@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from gateway.routing import EVERYTHING
 from gateway.station import Station
 from qis_edge.core import receipt as receipts
@@ -23,7 +24,6 @@ from qis_edge.core.receipt import Receipt, mac_keys
 from qis_edge.links.base import UP, down, peers
 from qis_edge.node.runtime import Node
 from qis_edge.testing.memory import Faults, MemoryMedium
-
 from tests.loop.site import EPOCH, HOUR, YEAR, Site, drained, made_and_held, site
 
 VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "packets.json").read_text())

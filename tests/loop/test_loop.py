@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from gateway.routing import EVERYTHING
-
 from tests.loop.site import drained, made_and_held, site
 from tests.mosquitto import Mosquitto, running
 
