@@ -45,7 +45,7 @@ import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeGuard
 
 from qis_edge.core.errors import ConfigError, ConfigProblem
 from qis_edge.core.fingerprint import PrefixScheme
@@ -219,7 +219,10 @@ class _Reader:
                 for n, table in enumerate(self.tables(values, "result", 1, MAX_RESULTS))
             ),
         )
-        self.unique([f.name for f in (*contents.fields, *contents.continuous)], "field", "name")
+        categorical = [field.name for field in contents.fields]
+        self.unique(categorical, "field", "name")
+        continuous = [field.name for field in contents.continuous]
+        self.unique(continuous, "continuous", "name", taken=categorical)
         self.unique([r.name for r in contents.results], "result", "name")
         self.unique([r.code for r in contents.results], "result", "code")
         if not self.problems and contents.scheme == "prefix":
@@ -401,13 +404,20 @@ class _Reader:
         self.wrong((*at, "resolution"), "must be a power of ten, such as 0.1 or 10")
         return 0
 
-    def unique(self, items: Sequence[str | int], table: str, key: str) -> None:
+    def unique(
+        self,
+        items: Sequence[str | int],
+        table: str,
+        key: str,
+        *,
+        taken: Sequence[str | int] = (),
+    ) -> None:
         for n, item in enumerate(items):
-            if item != "" and item in items[:n]:
+            if item != "" and (item in items[:n] or item in taken):
                 self.wrong((table, n, key), f"{item!r} is taken by an earlier one")
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return type(value) in (int, float) and -MAX_NUMBER <= value <= MAX_NUMBER
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -104,7 +105,7 @@ def test_what_a_template_says() -> None:
         ('["red", "white"]', '"red"', "field[1].values", "array"),
         ('name = "wine"', 'name = "vector"', "field[1].name", "reserved"),
         ('name = "size"', 'name = "wine"', "field[2].name", "taken"),
-        ('name = "size"', 'name = "depth"', "field[3].name", "taken"),
+        ('name = "size"', 'name = "depth"', "continuous[1].name", "taken"),
         ("ordinal = true", 'ordinal = "yes"', "field[2].ordinal", "true or false"),
         ("weight = 2", "weight = 0", "field[2].weight", "above 0"),
         ("weight = 2", "weight = 5000", "field", "cannot hold 2 values"),
@@ -340,12 +341,39 @@ def test_what_is_not_found_is_said(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match="(?s)" + words.replace("?", r"\?")):
             Domain.load(name)
+    (tmp_path / "broken.toml").write_text("name =")
+    with pytest.raises(ConfigError, match="TOML"):
+        Domain.load(str(tmp_path / "broken.toml"))
     (tmp_path / "latin.toml").write_bytes(b"title = '\xe9'")
     with pytest.raises(ConfigError, match="UTF-8"):
         Domain.load(str(tmp_path / "latin.toml"))
     (tmp_path / "big.toml").write_text("#" * 300_000)
     with pytest.raises(ConfigError, match="larger"):
         Domain.load(str(tmp_path / "big.toml"))
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda: 1 / 0, "failed"),
+        (lambda: b"name = 1", "no text"),
+        (lambda: "name = 1", "not a name"),
+    ],
+)
+def test_a_package_whose_template_is_broken_is_named(
+    function: Callable[[], object], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Point:
+        name = "broken"
+        value = "somewhere:broken"
+
+        def load(self) -> Callable[[], object]:
+            return function
+
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: [Point()])
+    with pytest.raises(ConfigError, match=words) as caught:
+        Domain.load("broken")
+    assert "broken" in str(caught.value)
 
 
 def test_a_file_is_loaded_by_its_path(tmp_path: Path) -> None:
