@@ -235,6 +235,7 @@ class Station:
             "permitted_until": self.fleet.permitted_until or None,
             "link": {
                 "name": self.link.name,
+                "url": self.link.settings.url if isinstance(self.link, MqttLink) else None,
                 "up": self.link.up,
                 "frames_in": stats.frames_in,
                 "frames_out": stats.frames_out,

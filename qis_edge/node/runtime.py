@@ -219,6 +219,7 @@ class Node:
             "address": self.sensing.address.hex() if self.sensing.address else None,
             "link": {
                 "name": self.link.name,
+                "url": self.link.settings.url if isinstance(self.link, MqttLink) else None,
                 "up": self.link.up,
                 "frames_in": stats.frames_in,
                 "frames_out": stats.frames_out,
