@@ -375,9 +375,9 @@ class _Reader:
         low: float = -MAX_NUMBER,
         open_low: bool = False,
     ) -> float:
-        value = table.get(key, default)
-        if value is default and default is not None:
+        if default is not None and key not in table:
             return default
+        value = table.get(key)
         if _is_number(value) and (value > low if open_low else value >= low):
             return float(value)
         self.wrong(
