@@ -493,7 +493,8 @@ class Connection:
     ) -> None:
         if flags.is_disconnect_packet_from_server:
             hint = _HINTS.get(reason.value)
-            self._end(LinkError(f"the broker ended the connection: {reason}", hint=hint))
+            why = f": {reason}" if reason.value else ""
+            self._end(LinkError(f"the broker ended the connection{why}", hint=hint))
         elif str(reason) == "Keep alive timeout":
             self._end(LinkError("the broker has fallen silent: it answers no ping"))
         elif self._accepted.done() or isinstance(self._sock.error, ssl.SSLError | OversizedError):

@@ -23,6 +23,8 @@ from tests.links.brokers import GATEWAY, NODE, SITE, gateway_link, node_link, se
 from tests.links.scripted_broker import ScriptedBroker, packet, text
 
 UP_TOPIC = f"qis/v1/{SITE}/up/{NODE.hex()}"
+#: DISCONNECT with its reason, and a string of the broker's own.
+TAKEN_OVER = packet(0xE0, b"\x8e\x07\x1f\x00\x04\x1b[2J")
 DOWN_TOPIC = f"qis/v1/{SITE}/down/{NODE.hex()}"
 
 
@@ -561,12 +563,12 @@ async def test_two_links_that_push_each_other_out_slow_down() -> None:
         node = node_link(broker.port, retry_first=0.05, retry_longest=10)
         async with started(node):
             for _ in range(3):
-                broker.say(packet(0xE0, b"\x8e\x00"))
+                broker.say(TAKEN_OVER)
                 await until_down(node)
                 assert "Session taken over" in (node.stats.last_error or "")
                 await until_up(node)
             began = time.monotonic()
-            broker.say(packet(0xE0, b"\x8e\x00"))
+            broker.say(TAKEN_OVER)
             await until_down(node)
             await until_up(node)
             assert time.monotonic() - began > 0.05 * 2**3 * 0.5
