@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from qis_edge.core.errors import Refused
 from qis_edge.core.identity import Identity
 from qis_edge.core.outcome import Outcome
 from qis_edge.core.packet import (
@@ -109,7 +110,7 @@ class Packer:
             return []
         try:
             packet = self._pack(plan)
-        except ValueError as error:
+        except (ValueError, Refused) as error:  # fits, but would not be taken
             if len(plan.rows) > 1:
                 return self.carry_out(self._first_of(plan))
             self._put_aside(plan, str(error))

@@ -205,6 +205,16 @@ def test_numbers_and_words_under_one_name_are_packed_apart(box: Outbox) -> None:
     assert box.aside() == []
 
 
+def test_times_that_are_ages_apart_are_packed_apart(box: Outbox) -> None:
+    """A clock that was wrong for a while must not stop the queue."""
+    times = [0, 2**39, T0, T0 + HOUR]
+    for time in times:
+        box.append(Outcome(time, results={"x": 1.0}), ADDRESS)
+    packets = [packet for _ in range(4) for packet in box.pack(ME)]
+    assert sorted(one.time for packet in packets for one in packet.outcomes) == sorted(times)
+    assert box.aside() == []
+
+
 def test_what_can_never_be_packed_is_refused_at_once(box: Outbox) -> None:
     with pytest.raises(UsageError, match="fingerprint"):
         box.append(outcome(0), b"short")
