@@ -1,8 +1,9 @@
-"""Worlds for the conformance suite: MQTT links on a real broker."""
+"""MQTT links for tests: settings, worlds for the conformance suite, and waiting for things."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import Any
 
 from qis_edge.links.base import Link, Role
 from qis_edge.links.mqtt import MqttLink, MqttSettings
-from qis_edge.testing.links import LinkWorld
+from qis_edge.testing.links import LinkWorld, until_up
 from tests.mosquitto import Mosquitto, running
 
 SITE = "test"
 NODE, GATEWAY = b"node\x00\x00\x00\x01", b"gate\x00\x00\x00\x01"
+
+UP_TOPIC = f"qis/v1/{SITE}/up/{NODE.hex()}"
+DOWN_TOPIC = f"qis/v1/{SITE}/down/{NODE.hex()}"
 
 
 def settings(port: int, **others: Any) -> MqttSettings:
@@ -53,3 +57,28 @@ class MosquittoWorld(LinkWorld):
 async def mosquitto_world(folder: Path, protocol: str) -> AsyncIterator[LinkWorld]:
     with running(Mosquitto(folder)) as broker:
         yield MosquittoWorld(broker, protocol)
+
+
+@asynccontextmanager
+async def started(link: MqttLink, *, wait: bool = True) -> AsyncIterator[MqttLink]:
+    await link.start()
+    try:
+        if wait:
+            await until_up(link)
+        yield link
+    finally:
+        await link.close()
+
+
+async def until(condition: Any, seconds: float = 10.0) -> None:
+    """Wait until a condition holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to that"
+        await asyncio.sleep(0.01)
+
+
+async def error_of(link: MqttLink, words: str) -> str:
+    """The link's error, once it has these words."""
+    await until(lambda: words in (link.stats.last_error or ""))
+    return link.stats.last_error or ""

@@ -20,8 +20,17 @@ from qis_edge.core.errors import LinkError
 from qis_edge.links.base import UP, Role, down, peers
 from qis_edge.links.mqtt import MqttLink
 from qis_edge.testing.links import receive_done, send_when_possible, until_down, until_up
-from tests.links.brokers import GATEWAY, NODE, SITE, gateway_link, node_link, settings
-from tests.links.test_mqtt import error_of, started, until
+from tests.links.brokers import (
+    GATEWAY,
+    NODE,
+    SITE,
+    error_of,
+    gateway_link,
+    node_link,
+    settings,
+    started,
+    until,
+)
 from tests.mosquitto import Mosquitto, running
 
 DOCS = Path(__file__).parents[2] / "docs"
