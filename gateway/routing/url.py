@@ -48,17 +48,16 @@ class EngineUrl:
                 "a routing engine is given as a URL that begins with its scheme",
                 hint="for example sqlite:routing.db",
             )
+        authority, path, query = _split(text[len(scheme) + 1 :])
         try:
-            parts = urlsplit(text)
-            pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+            pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
         except ValueError as error:
             raise RoutingError(f"{scheme}: the URL is malformed ({_first_words(error)})") from None
         options = dict(pairs)
         if len(options) < len(pairs):
             raise RoutingError(f"{scheme}: an option is given twice")
-        user, password, hosts = _authority(scheme, parts.netloc)
-        # urlsplit ends a path at '?' and '#'; a fragment means nothing to any engine.
-        return cls(scheme, user, password, hosts, unquote(parts.path), options)
+        user, password, hosts = _authority(scheme, authority)
+        return cls(scheme, user, password, hosts, unquote(path), options)
 
     @property
     def host(self) -> str:
@@ -113,6 +112,17 @@ class EngineUrl:
 
     def __repr__(self) -> str:
         return f"EngineUrl({str(self)!r})"
+
+
+def _split(rest: str) -> tuple[str, str, str]:
+    """What follows the scheme as (authority, path, query). ``urlsplit`` would refuse
+    several hosts where one is an IPv6 address; a fragment means nothing to any engine."""
+    rest = rest.partition("#")[0]
+    rest, _, query = rest.partition("?")
+    if not rest.startswith("//"):
+        return "", rest, query
+    authority, slash, path = rest[2:].partition("/")
+    return authority, slash + path, query
 
 
 def _authority(
