@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -57,8 +57,9 @@ def with_backlog(count: int) -> Outbox:
 
 
 @pytest.fixture(scope="module")
-def backlogs() -> tuple[Outbox, Outbox]:
-    return with_backlog(FEW), with_backlog(MANY)
+def backlogs() -> Iterator[tuple[Outbox, Outbox]]:
+    with with_backlog(FEW) as few, with_backlog(MANY) as many:
+        yield few, many
 
 
 def receipt_for_next(box: Outbox) -> None:

@@ -330,6 +330,15 @@ def test_several_gateways_may_be_needed(make: Callable[..., Outbox]) -> None:
     assert open_keys(box) == [(store, 1)]
 
 
+def test_refused_by_one_while_another_holds_it_is_done(make: Callable[..., Outbox]) -> None:
+    box = make(copies=2)
+    store = pack_each(box, 1)[0].store
+    held(box, store, 0)
+    settled = box.receipt(SECOND, EPOCH, Receipt(store, refused=((Reason.SCOPE, (0,)),)))
+    assert (settled.done, settled.refused) == ([(store, 0)], [])
+    assert box.aside() == []
+
+
 def test_many_receipts_in_one_commit(box: Outbox) -> None:
     store = pack_each(box, 6)[0].store
     answers = [Answer(GATEWAY, EPOCH, Receipt(store, held=(n,))) for n in (0, 1, 2, 2, 1)]
