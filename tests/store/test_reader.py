@@ -62,7 +62,7 @@ def test_there_is_none_yet(tmp_path: Path) -> None:
 
 
 READ = """
-import os, sys
+import os, sys, urllib.parse  # before it may read no more: an interpreter can be in /root
 from qis_edge.store import Outbox
 if os.getuid() == 0:
     os.setgid(65534); os.setuid(65534)
