@@ -1,10 +1,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -166,82 +164,6 @@ def test_packets_and_credentials_pass_unopened() -> None:
     assert decode(packet.raw) == PacketMessage(packet.raw)
     credential = issue(ROOT, subject="n", key=NODE.public, scope="node", expires=9, serial=b"1234")
     assert decode(credential.raw) == CredentialMessage(credential.raw)
-
-
-# --- golden messages -------------------------------------------------------------------
-
-VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "messages.json").read_text())
-
-
-def golden() -> dict[str, bytes]:
-    """The messages of the vector file, made anew from what it says they are made of."""
-    ids = {n: hashlib.sha256(b"packet %d" % n).digest() for n in range(300)}
-    many = Receipt(
-        b"stor",
-        (7, *range(100, 110), 200),
-        ((Reason.SIGNATURE, (3,)), (Reason.EQUIVOCATION, (4, 5))),
-        ((3600, (250,)),),
-    )
-    epoch = bytes.fromhex("00010203")
-    interests = ((FINGERPRINT, 256), (bytes(32), 72))
-    return {
-        "credential of a gateway": issue(
-            ROOT,
-            subject="base-1",
-            key=GATEWAY.public,
-            scope="gateway issuer",
-            expires=1_800_000_000,
-            serial=b"seri",
-        ).raw,
-        "credential of a node": issue(
-            GATEWAY,
-            subject="barn-3",
-            key=NODE.public,
-            scope="node",
-            expires=1_790_000_000,
-            not_before=1_700_000_000,
-            serial=b"serial-8",
-        ).raw,
-        "enrolment": EnrolmentMessage(Enrolment.make(NODE, "barn-3")).encode(),
-        "revocation list": RevocationMessage(
-            RevocationList.issue(ROOT, number=3, issued=1_700_000_000, kids=[OTHER.kid, NODE.kid])
-        ).encode(),
-        "hello": Hello(NODE.kid, NONCE, 3).encode(),
-        "wanted": Wanted.of([GATEWAY.kid, NODE.kid])[0].encode(),
-        "greeting": Greeting(GATEWAY.kid, 1_700_000_000, epoch, 0, 3).encode(KEYS.to_node, NONCE),
-        "request": Request(NODE.kid, GATEWAY.kid, interests, b"cursor", 50).encode(KEYS.to_gateway),
-        "first request": Request(NODE.kid, GATEWAY.kid, interests[:1], None, 50).encode(
-            KEYS.to_gateway
-        ),
-        "position": Position(GATEWAY.kid, b"cursor", True).encode(KEYS.to_node),
-        "receipt for one": build(Receipt(b"stor", (7,)), KEYS.to_node, epoch, ids),
-        "receipt for a run": build(
-            Receipt(b"stor", tuple(range(100, 110))), KEYS.to_node, epoch, ids
-        ),
-        "receipt for many": build(many, KEYS.to_node, epoch, ids),
-    }
-
-
-def test_the_keys_are_those_of_the_vectors() -> None:
-    keys = {"root": ROOT, "gateway": GATEWAY, "node": NODE, "other": OTHER}
-    for name, identity in keys.items():
-        vector = VECTORS["keys"][name]
-        assert identity.seed.hex() == vector["seed"]
-        assert identity.public.raw.hex() == vector["public"]
-        assert identity.public.thumbprint.hex() == vector["thumbprint"]
-    assert KEYS.to_node.hex() == VECTORS["mac"]["to_node"]
-    assert KEYS.to_gateway.hex() == VECTORS["mac"]["to_gateway"]
-
-
-@pytest.mark.parametrize("name", golden())
-def test_messages_are_those_of_the_vectors(name: str) -> None:
-    raw = bytes.fromhex(VECTORS["messages"][name])
-    assert golden()[name] == raw
-    decode(raw)
-
-
-def test_there_is_no_vector_that_is_not_tested() -> None:
-    assert golden().keys() == VECTORS["messages"].keys()
 
 
 # --- what is refused -------------------------------------------------------------------

@@ -1,5 +1,5 @@
 """Writes packets.json anew. Run it only to add a vector; a change of an old one is a change
-of the format: ``python tests/vectors/generate.py``."""
+of the format: ``python -m tests.vectors.generate``."""
 
 from __future__ import annotations
 
@@ -61,6 +61,9 @@ VALID: dict[str, dict[str, object]] = {
         ]
     },
     "one summary": {"outcomes": [Outcome(T0, summary="x" * 200)]},
+    "a name and a word of characters of two bytes": {
+        "outcomes": [Outcome(T0, results={"\u00fc" * 64: "\u00e9" * 80})]
+    },
     "powers of ten from -12 to 12": {
         "outcomes": [
             Outcome(
@@ -155,6 +158,16 @@ def many(
     return with_columns(count, intervals, kind, 90, 60, {1: 5} if series is None else series)
 
 
+def each_form() -> bytes:
+    numbers = {1: 5, 2: [0, 5], 3: [1, [5]], 4: b"\x00\x0a", 5: None, 6: [-1, None], 7: [2, [None]]}
+    words = {8: "a", 9: [["a"], 0], 10: [["a"], [0]], 11: [["a"], None], 12: [["a"], b"\x00\x00"]}
+    return with_columns(0, 90, b"\x00\x78", {**numbers, **words}, [[""], [0]])
+
+
+def nested(depth: int) -> list[object]:
+    return [nested(depth - 1)] if depth > 1 else []
+
+
 def refused() -> dict[str, bytes]:
     good = made(VALID["one outcome, three results"]).raw
     body = cbor.dumps(payload())
@@ -231,6 +244,18 @@ def refused() -> dict[str, bytes]:
         "packed: padding not zero": many(series={1: b"\x01\x00\xff"}),
         "packed: longer varint": many(series={1: b"\x08\x80\x00\x01\x02\x03"}),
         "packed: endless varint": many(series={1: b"\x08" + b"\xff" * 12}),
+        "packed: bits of a bitmap's end not zero": many(series={1: b"\x80\xb0\x0a"}),
+        "packed: lowest missing": many(series={1: b"\x40\x0a"}),
+        "an array of nothing": many(series={1: [0, []]}),
+        "a difference past 2^53": many(series={1: [0, [0, 2**53 + 1, 0]]}),
+        "a sum past 64 bits": many(series={1: [0, [2**63, 2**64 - 1, 2**64 - 1]]}),
+        "a series of three elements": many(series={1: [0, 5, 5]}),
+        "a series of text and a column of text": many(series={1: ["a", "b"]}),
+        "power of true": many(series={1: [True, 5]}),
+        "power of null": many(series={1: [None, 5]}),
+        "a missing interval": many(intervals=[60, None]),
+        "no intervals": many(intervals=None),
+        "a summary of a number": with_columns(0, 90, 60, {}, 5),
         "packed: bitmap of all": many(series={1: b"\x88\xe0\x00\x01\x02\x03"}),
         "packed: bitmap of none": many(series={1: b"\x88\x00\x00"}),
         "words: index past the end": many(series={1: [["a"], [0, 0, 1]]}),
@@ -241,6 +266,28 @@ def refused() -> dict[str, bytes]:
         "a text key in extensions": signed(cbor.dumps([*payload(), {"a": 1}])),
         "17 vector values": signed(cbor.dumps([*payload(), {1: [-3, [0] * 17]}])),
         "vector of text": signed(cbor.dumps([*payload(), {1: [-3, ["a"]]}])),
+        "no vector values": signed(cbor.dumps([*payload(), {1: [-3, []]}])),
+        "vector power -13": signed(cbor.dumps([*payload(), {1: [-13, [0]]}])),
+        "vector past 2^53": signed(cbor.dumps([*payload(), {1: [0, [-(2**53) - 1]]}])),
+        "an empty tag": signed(cbor.dumps([*payload(), {2: [""]}])),
+        "no tags": signed(cbor.dumps([*payload(), {2: []}])),
+        "uncertainty of null": signed(cbor.dumps([*payload(), {3: None}])),
+        "uncertainty past 2^40": signed(cbor.dumps([*payload(), {3: 2**40}])),
+        "a float that would be passed over": signed(
+            b"\x87" + body[1:] + b"\xa1\x18\x63\xf9\x3c\x00"
+        ),
+        "arrays nested nine deep, passed over": signed(cbor.dumps([*payload(), {99: nested(7)}])),
+        "a key of true": signed(cbor.dumps([*payload(), {True: 1}])),
+        "ttl past a century": signed(cbor.dumps(payload(ttl=876001))),
+        "eight elements": signed(cbor.dumps([*payload(), {3: 1}, 0])),
+        "five columns and one": with_columns(0, 90, 60, {}, None, None, None, None),
+        "a label of 65 characters": with_columns(0, 90, 60, {"x" * 65: 1}),
+        "label 65536": with_columns(0, 90, 60, {65536: 1}),
+        "a negative label": with_columns(0, 90, 60, {-1: 1}),
+        "a label of bytes": with_columns(0, 90, 60, {b"a": 1}),
+        "65 series": with_columns(0, 90, 60, dict.fromkeys(range(65), 1)),
+        "samples past 2^32": with_columns(0, 90, 2**32, {}),
+        "a word of 201 characters": with_columns(0, 90, 60, {1: "x" * 201}),
         "9 tags": signed(cbor.dumps([*payload(), {2: list("abcdefghi")}])),
         "a tag of 33 characters": signed(cbor.dumps([*payload(), {2: ["x" * 33]}])),
         "negative floor": signed(cbor.dumps([*payload(), {4: -1}])),
@@ -265,6 +312,23 @@ def main() -> None:
         {
             "name": "a column that is not the shortest",
             "raw": many(series={1: [0, [5, 0, 0]]}).hex(),
+        },
+        {"name": "numbers for one outcome in each form", "raw": each_form().hex()},
+        {
+            "name": "packed: no differences of one present row",
+            "raw": many(series={1: b"\xc0\x40\x0a\x01"}).hex(),
+        },
+        {
+            "name": "packed: distances of 32 bits",
+            "raw": many(series={1: b"\x20\x01" + bytes(8) + b"\xff" * 4}).hex(),
+        },
+        {
+            "name": "words: one twice, one not used",
+            "raw": many(series={1: [["a", "b", "a"], [0, 2, -2]]}).hex(),
+        },
+        {
+            "name": "arrays nested eight deep, passed over",
+            "raw": signed(cbor.dumps([*payload(), {99: nested(6)}])).hex(),
         },
     ]
     for case in read_only:
