@@ -274,8 +274,7 @@ class Fleet:
                 learned = self._learn_revocation(revocation)
                 self._news = Changes(
                     revocation=learned or self._news.revocation,
-                    credentials=self._news.credentials
-                    + self._learn_credentials(credentials, now),
+                    credentials=self._news.credentials + self._learn_credentials(credentials, now),
                 )
             self._change, self._version = change, version
 

@@ -501,7 +501,7 @@ class _File:
         )
         sure = "AND confidence >= ?" if confidence > 0 else "AND ? <= 0"
         sql = (
-            f"SELECT time, seq FROM packets WHERE bucket = ? AND time >= ? {sure} "  # noqa: S608
+            f"SELECT time, seq FROM packets WHERE bucket = ? AND time >= ? {sure} "  # noqa: S608 - constants
             "ORDER BY time DESC, seq DESC LIMIT ?"
         )
         best: list[tuple[int, int]] = []  # a heap, its least first
@@ -519,7 +519,7 @@ class _File:
     def _fetch(self, positions: Sequence[int]) -> list[Any]:
         """The rows of ``_COLUMNS`` at these positions, in their order."""
         found = self.reader.rows(
-            f"SELECT {_COLUMNS}, seq FROM packets JOIN buckets USING (bucket) "  # noqa: S608
+            f"SELECT {_COLUMNS}, seq FROM packets JOIN buckets USING (bucket) "  # noqa: S608 - constants
             "WHERE seq IN (SELECT value FROM json_each(?))",
             (json.dumps(positions),),
         )
@@ -572,7 +572,7 @@ class _File:
             among = "AND +bucket IN (SELECT value FROM json_each(?))"
             arguments += (json.dumps(list(chosen.buckets)),)
         return self.reader.rows(
-            f"SELECT {_COLUMNS}, seq, bucket FROM packets JOIN buckets USING (bucket) "  # noqa: S608
+            f"SELECT {_COLUMNS}, seq, bucket FROM packets JOIN buckets USING (bucket) "  # noqa: S608 - constants
             f"WHERE seq > ? AND seq <= ? {among} ORDER BY seq LIMIT ?",
             (*arguments, SLICE),
         )

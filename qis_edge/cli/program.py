@@ -37,7 +37,7 @@ class Verb:
     name: str
     help: str
     handler: str
-    arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None  # noqa: ARG005
+    arguments: Callable[[argparse.ArgumentParser], None] | None = None
     json: bool = False
 
 
@@ -65,7 +65,8 @@ def make_parser(
         )
         if verb.json:
             one.add_argument("--json", action="store_true", help="for programs, in a stable form")
-        verb.arguments(one)
+        if verb.arguments is not None:
+            verb.arguments(one)
         one.set_defaults(handler=verb.handler)
     return parser
 

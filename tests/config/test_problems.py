@@ -1,152 +1,22 @@
-"""Configuration: every mistake is found at once, with its place; the samples are valid."""
+"""Every mistake is found at once, with its place, and none is a traceback."""
 
 from __future__ import annotations
 
-import re
-import tomllib
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway import reference
 from gateway.config import GatewayConfig, load_gateway
-from qis_edge.clock import SimulatedClock, SystemClock
 from qis_edge.config import NodeConfig, default_path, load_node
-from qis_edge.core.domain import Domain
 from qis_edge.core.errors import ConfigError, UsageError
-from qis_edge.schema import load, loads
+from qis_edge.schema import loads
+from qis_edge.schema.base import parse
 from qis_edge.schema.text import headings, sample
-from qis_edge.schema.toml import key_lines
-from qis_edge.situate import CALENDAR, FieldSource, Place, VectorSource, calendar
-
-NODE = """\
-[node]
-name = "field-1"
-[situation]
-domain = "weather"
-[situation.fields]
-climate = "cfa"
-terrain = "coast"
-season = { from = "calendar.season" }
-[[sensor]]
-driver = "system"
-[sensor.channels]
-cpu_temperature = "temperature"
-"""
-GATEWAY = '[gateway]\nname = "base"\n'
-SYSTEM = '[[sensor]]\ndriver = "system"\n'
-BINNED = '{ from = "result.temperature", missing = "coast", '
-REPLAY = '[[sensor]]\ndriver = "replay"\n'
-
-
-def node(text: str = "", *, without: str = "", full: bool = True) -> NodeConfig:
-    """The sound configuration above, with some of it left out and more put at its end."""
-    return loads(NodeConfig, NODE.replace(without, "") + text, Path("c.toml"), full=full)
-
-
-def problems(
-    text: str, cls: type = NodeConfig, *, full: bool = True
-) -> dict[str, tuple[int | None, str, str | None]]:
-    """Key → line, message and suggestion of all that is wrong."""
-    with pytest.raises(ConfigError) as error:
-        loads(cls, text, Path("c.toml"), full=full)
-    return {p.key: (p.line, p.message, p.suggestion) for p in error.value.problems}
-
-
-# --- what is right -----------------------------------------------------------------------
-
-
-def test_a_small_configuration_has_every_default() -> None:
-    config = node()
-    assert config.node.name == "field-1"
-    assert config.distil.window == 3600
-    assert config.expected == 60
-    assert config.outbox.budget == 64_000_000
-    assert config.outbox.ttl_hours == 168
-    assert config.links.mqtt is None
-    assert config.peers.bits == 256
-    assert isinstance(config.clock.make(), SystemClock)
-    assert config.results == {"temperature": None}
-    assert config.situation.template == Domain.load("weather")
-
-
-def test_values_come_in_their_units() -> None:
-    config = node(
-        '[distil]\nwindow = "1h 30min"\nexpected = 3\nfunction = "a.b:c"\n'
-        '[outbox]\nbudget = "1.5 MiB"\nttl = "2w"\n'
-        "[clock.simulate]\nepoch = 2013-06-01T02:00:00+02:00\nanchor = 1000.5\nrate = 60\n"
-    )
-    assert config.distil.window == 5400
-    assert config.expected == 3
-    assert config.distil.function == "a.b:c"
-    assert config.outbox.budget == 3 * 2**19
-    assert config.outbox.ttl_hours == 336
-    assert config.clock.make() == SimulatedClock(1370044800.0, 1000.5, 60.0)
-
-
-def test_dataclasses_can_be_made_without_a_file() -> None:
-    made = GatewayConfig(gateway=load_from(GATEWAY).gateway)
-    assert made.spool == load_from(GATEWAY).spool
-    with pytest.raises(TypeError, match="required"):
-        GatewayConfig()
-
-
-def load_from(text: str) -> GatewayConfig:
-    return loads(GatewayConfig, text, Path("c.toml"))
-
-
-def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
-    (tmp_path / "ca.pem").touch()
-    (tmp_path / "readings.csv").write_text("time,temp\n")
-    path = tmp_path / "config.toml"
-    path.write_text(
-        '[node]\nname = "a"\nstate = "state"\n'
-        + NODE.partition("\n")[2].partition("\n")[2].partition("[[sensor]]")[0]
-        + '[[sensor]]\ndriver = "replay"\nfile = "readings.csv"\n'
-        'columns = { t = "temp" }\nchannels.t = "temperature"\n'
-        '[links.mqtt]\nurl = "mqtts://broker"\nca = "ca.pem"\n'
-    )
-    config = load_node(path)
-    assert config.node.state == tmp_path / "state"
-    assert config.links.mqtt is not None
-    assert config.links.mqtt.ca == tmp_path / "ca.pem"
-    assert config.sensors[0].settings["file"] == str(tmp_path / "readings.csv")
-    assert config.path == path
-
-
-def test_links_give_their_settings() -> None:
-    config = node('[links.mqtt]\nurl = "mqtt://h:1"\nusername = "u"\nkeepalive = "1min"\n')
-    assert config.links.mqtt is not None
-    made = config.links.mqtt.settings()
-    assert (made.host, made.port, made.user, made.keepalive) == ("h", 1, "u", 60)
-    without = node("[links.mqtt]\n").links.mqtt
-    assert without is not None
-    assert without.settings("mqtt://other").host == "other"
-    with pytest.raises(UsageError, match="url: is missing"):
-        without.settings()
-
-
-def test_a_folder_of_further_files(tmp_path: Path) -> None:
-    path = tmp_path / "config.toml"
-    path.write_text(NODE)
-    folder = tmp_path / "config.toml.d"
-    folder.mkdir()
-    (folder / "20-later.toml").write_text('[log]\nlevel = "debug"\n[peers]\nbits = 100\n')
-    (folder / "10-site.toml").write_text(
-        '[log]\nlevel = "error"\n[situation.fields]\nterrain = "plain"\n'
-        '[[sensor]]\ndriver = "system"\nchannels.load = "humidity"\n'
-    )
-    (folder / "ignored.txt").write_text("not TOML")
-    config = load_node(path)
-    assert config.log.level == "debug"
-    assert config.peers.bits == 100
-    assert config.situation.fields["terrain"].value == "plain"
-    assert config.situation.fields["climate"].value == "cfa"
-    assert list(config.results) == ["temperature", "humidity"]
+from qis_edge.schema.toml import Document
+from tests.config.kit import BINNED, GATEWAY, NODE, REPLAY, SYSTEM, node, problems
 
 
 def test_problems_name_the_file_of_the_folder(tmp_path: Path) -> None:
@@ -166,20 +36,6 @@ def test_problems_name_the_file_of_the_folder(tmp_path: Path) -> None:
         ("a.toml", 3, "peers.bits"),
         ("a.toml", 6, "sensor[2].interval"),
     ]
-
-
-def test_default_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("QIS_EDGE_CONFIG", raising=False)
-    monkeypatch.setattr("qis_edge.config.is_root", lambda: True)
-    assert default_path("edge") == Path("/etc/qis-edge/config.toml")
-    monkeypatch.setattr("qis_edge.config.is_root", lambda: False)
-    monkeypatch.setenv("HOME", "/home/ada")
-    assert default_path("gateway") == Path("/home/ada/.config/qis-gateway/config.toml")
-    monkeypatch.setenv("QIS_EDGE_CONFIG", "/tmp/other.toml")
-    assert default_path("edge") == Path("/tmp/other.toml")
-
-
-# --- what is wrong -----------------------------------------------------------------------
 
 
 def test_everything_is_said_at_once_with_its_line() -> None:
@@ -446,9 +302,9 @@ class Loud:
 
 
 def test_a_driver_that_fails_is_a_problem_of_the_configuration() -> None:
-    found = problems(NODE.replace('"system"', '"tests.test_config:Loud"'))
+    found = problems(NODE.replace('"system"', '"tests.config.test_problems:Loud"'))
     assert "failed: KeyError('port')" in found["sensor[1]"][1]
-    found = problems(NODE.replace('"system"', '"tests.test_config:NODE"'))
+    found = problems(NODE.replace('"system"', '"tests.config.kit:NODE"'))
     assert "is not callable" in found["sensor[1].driver"][1]
 
 
@@ -524,9 +380,6 @@ _TREES = st.recursive(
 @given(st.dictionaries(_KEYS, _TREES, max_size=6), st.booleans())
 @settings(max_examples=300)
 def test_any_tree_is_judged(tree: dict[str, Any], full: bool) -> None:
-    from qis_edge.schema.base import parse
-    from qis_edge.schema.toml import Document
-
     for cls in (NodeConfig, GatewayConfig):
         try:
             parse(cls, Document(Path("c.toml"), tree), full=full)
@@ -554,200 +407,3 @@ def test_a_damaged_configuration_is_judged(data: st.DataObject) -> None:
         loads(NodeConfig, text, Path("c.toml"), full=False)
     except ConfigError as error:
         assert error.problems
-
-
-# --- lines -------------------------------------------------------------------------------
-
-
-def test_lines_of_keys() -> None:
-    text = '''\
-a = 1
-b.c = """
-[not.a.table]
-x = \\""" """
-[node]  # comment with = and [
-'quoted key' = 'it''s = fine'
-list = [ 1, {q = 2,
-}, # ]
-  "]" ]
-[[sensor]]
-driver = "replay"
-ch.temp = { result = "t", "sta\\u0074" = [ [1],
-  2] }
-[[sensor]]
-[sensor.channels]
-"a.b" = """\\
-  x"""
-[[sensor.sub]]
-y = \'\'\'
-]
-\'\'\'
-z = 1979-05-27T07:32:00Z
-'''.replace("'it''s = fine'", "'its = fine'")
-    # Arrays of TOML 1.0 may have line breaks, inline tables may not; a scanner need not care.
-    lines = key_lines(text)
-    assert lines["a",] == 1
-    assert lines["b", "c"] == 2
-    assert ("not",) not in lines
-    assert lines["node", "quoted key"] == 6
-    assert lines["node", "list", 1, "q"] == 7
-    assert lines["node", "list", 2] == 9
-    assert lines["sensor", 0, "driver"] == 11
-    assert lines["sensor", 0, "ch", "temp", "stat", 1] == 13
-    assert lines["sensor", 1] == 14
-    assert lines["sensor", 1, "channels", "a.b"] == 16
-    assert lines["sensor", 1, "sub", 0, "y"] == 19
-    assert lines["sensor", 1, "sub", 0, "z"] == 22
-
-
-@given(
-    st.recursive(
-        st.text(max_size=6) | st.integers() | st.booleans(),
-        lambda inner: (
-            st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
-        ),
-        max_leaves=10,
-    ).filter(lambda value: isinstance(value, dict))
-)
-def test_every_key_of_a_document_has_its_line(tree: dict[str, Any]) -> None:
-    from qis_edge.schema.text import toml, toml_key
-
-    text = "".join(f"{toml_key(key)} = {toml(value)}\n" for key, value in tree.items())
-    lines = key_lines(text)
-    assert tomllib.loads(text) == tree
-    for number, key in enumerate(tree, start=1):
-        assert lines[key,] == number
-
-
-# --- the sample and the page -------------------------------------------------------------
-
-
-@pytest.mark.parametrize("cls", [NodeConfig, GatewayConfig])
-def test_the_sample_is_valid(cls: type) -> None:
-    loads(cls, sample(cls), Path("c.toml"), full=False)
-
-
-@pytest.mark.parametrize("cls", [NodeConfig, GatewayConfig])
-def test_the_sample_with_everything_taken_in_is_valid(cls: type, tmp_path: Path) -> None:
-    text = re.sub(r"^#(?=[a-z\[])", "", sample(cls), flags=re.MULTILINE)
-    text = text.replace("mqtt://localhost:1883", "mqtts://localhost:8883")
-    assert not re.search(r"^#[^ ]", text, re.MULTILINE)
-    made: Any = loads(cls, text, tmp_path / "c.toml", full=False)
-    assert made.clock.simulate is not None
-    assert made.links.mqtt is not None
-
-
-@pytest.mark.parametrize("cls", [NodeConfig, GatewayConfig])
-def test_the_sample_has_every_setting(cls: type) -> None:
-    text = sample(cls)
-    for name in headings(cls):
-        if "<name>" not in name:
-            assert re.search(
-                rf"^#?(\[+{re.escape(name)}\]|{name.rpartition('.')[2]} = )", text, re.MULTILINE
-            )
-
-
-def test_a_sample_takes_values() -> None:
-    text = sample(
-        NodeConfig,
-        {
-            "node": {"name": 'n"1'.replace('"', "")},
-            "sensor": [
-                {"driver": "system", "disk": "/", "channels": {"load": "a"}},
-                {"driver": "replay", "file": "x", "channels": {"b": {"result": "c"}}},
-            ],
-        },
-        {"sensor": "Two of them."},
-    )
-    made = loads(NodeConfig, text, Path("c.toml"), full=False)
-    assert made.node.name == "n1"
-    assert [one.driver for one in made.sensors] == ["system", "replay"]
-    assert made.sensors[0].settings == {"disk": "/"}
-    assert made.sensors[1].channels["b"].result == "c"
-    assert "# Two of them.\n[[sensor]]" in text
-
-
-def test_the_page_is_up_to_date() -> None:
-    """``python -m gateway.reference`` writes it anew."""
-    assert reference.PAGE.read_text(encoding="utf-8") == reference.page()
-
-
-def test_every_setting_has_its_heading() -> None:
-    page = reference.PAGE.read_text(encoding="utf-8")
-    for name in [*headings(NodeConfig), *headings(GatewayConfig)]:
-        assert re.search(rf"^#+ `\[*{re.escape(name)}\]*`$", page, re.MULTILINE), name
-
-
-# --- situations --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("source", "time", "place", "word"),
-    [
-        ("calendar.season", "2013-12-01T00:00:00Z", Place(), "winter"),
-        ("calendar.season", "2013-11-30T23:59:59Z", Place(), "autumn"),
-        ("calendar.season", "2013-11-30T23:59:59Z", Place(utc_offset=1), "winter"),
-        ("calendar.season", "2013-12-01T00:00:00Z", Place(south=True), "summer"),
-        ("calendar.month", "2013-02-28T12:00:00Z", Place(), "feb"),
-        ("calendar.weekday", "2026-11-21T12:00:00Z", Place(), "sat"),
-        ("calendar.day_type", "2026-11-21T12:00:00Z", Place(), "weekend"),
-        ("calendar.day_type", "2026-11-20T12:00:00Z", Place(), "workday"),
-        ("calendar.day_part", "2026-11-21T05:59:59Z", Place(), "night"),
-        ("calendar.day_part", "2026-11-21T05:59:59Z", Place(utc_offset=5.5), "morning"),
-        ("calendar.hour", "2026-11-21T05:59:59Z", Place(utc_offset=-6), "23"),
-    ],
-)
-def test_the_calendar(source: str, time: str, place: Place, word: str) -> None:
-    from datetime import datetime
-
-    assert calendar(source, datetime.fromisoformat(time).timestamp(), place) == word
-    assert word in CALENDAR[source]
-
-
-def test_a_situation_comes_from_constants_the_calendar_and_results() -> None:
-    text = NODE.replace(
-        'terrain = "coast"',
-        'terrain = { from = "result.temperature", bins = [0.0, 10.5],'
-        ' values = ["ridge", "slope", "valley"], missing = "water" }',
-    )
-    text += '[situation.vector]\nelevation = 100\nlatitude = { from = "result.temperature" }\n'
-    config = loads(NodeConfig, text, Path("c.toml"))
-    domain = config.situation.load_domain()
-
-    def at(value: float | str | None) -> tuple[str, tuple[float, ...] | None]:
-        made = config.situation.at(domain, 1357000000, {"temperature": value})
-        assert made.fields["season"] == "winter"
-        assert made.fields["climate"] == "cfa"
-        return made.fields["terrain"], made.vector
-
-    assert at(-0.1)[0] == "ridge"
-    assert at(0)[0] == "slope"
-    assert at(10.5)[0] == "valley"
-    assert at(45.0)[1] is not None
-    assert at(None) == ("water", None)
-    assert at("word") == ("water", None)
-
-
-def test_a_word_stands_for_itself() -> None:
-    field = Domain.load("weather").fields[1]
-    source = FieldSource(source="result.ground", missing="water")
-    assert source.at(field, 0, {"ground": "ridge"}, Place()) == "ridge"
-    assert source.at(field, 0, {"ground": "moon"}, Place()) == "water"
-    assert source.at(field, 0, {"ground": 3.0}, Place()) == "water"
-    assert source.at(field, 0, {}, Place()) == "water"
-    assert VectorSource(value=2.0).at({}) == 2.0
-
-
-def test_what_was_parsed_cannot_be_changed() -> None:
-    config = node()
-    assert isinstance(config.situation.fields, MappingProxyType)
-    with pytest.raises(AttributeError):
-        config.node.name = "other"  # type: ignore[misc]
-
-
-def test_load_gives_the_document(tmp_path: Path) -> None:
-    path = tmp_path / "c.toml"
-    path.write_text(GATEWAY)
-    made, document = load(GatewayConfig, path)
-    assert made.gateway.name == "base"
-    assert document.place(("gateway", "name")).line == 2
