@@ -88,9 +88,9 @@ class Demo:
             (self.scenario.learning, "from here on, things go wrong", lambda: None),
         ]
         for failure in self.scenario.failures:
-            begin, end = f"{failure.station}'s thermometer fails", "is repaired"
-            events.append((failure.span.begin, begin, lambda: None))
-            events.append((failure.span.end, f"{failure.station}'s {end}", lambda: None))
+            what = f"{failure.station}'s thermometer"
+            events.append((failure.span.begin, f"{what} fails", lambda: None))
+            events.append((failure.span.end, f"{what} is repaired", lambda: None))
         for hour, text, action in sorted(events, key=lambda event: event[0]):
             self._watch_until(hour)
             self._say(text, hour)

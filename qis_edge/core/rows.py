@@ -89,6 +89,8 @@ def encode(outcomes: Sequence[Outcome], template: Template | None = None) -> lis
         intervals = [after.time - before.time for before, after in pairwise(outcomes)]
         if min(intervals) < 0:
             raise DoesNotFit("not in order of time", field="time")
+        if max(intervals) > MAX_INTERVAL:
+            raise DoesNotFit(f"more than {MAX_INTERVAL} seconds apart", field="time")
         form += [len(outcomes), columns.encode(intervals)]
     form += [
         columns.encode([int(outcome.kind) for outcome in outcomes]),

@@ -185,6 +185,11 @@ def test_a_result_that_does_not_fit_is_named(results: dict[Label, float], field:
     assert caught.value.field == field
 
 
+def test_outcomes_too_far_apart_do_not_share_a_packet() -> None:
+    with pytest.raises(DoesNotFit, match="apart"):
+        packed(one(time=0), one(time=2**33))
+
+
 def test_words_and_numbers_do_not_mix() -> None:
     with pytest.raises(DoesNotFit, match="numbers and words"):
         packed(one(results={"t": 1.0}), one(results={"t": "warm"}))

@@ -1,0 +1,52 @@
+"""A short form of the demonstration: what ``make demo`` promises holds."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gateway.demo.scenario import FULL, HOUR, SHORT, STATIONS, Scenario, readings
+
+
+@pytest.mark.parametrize("scenario", [FULL, SHORT], ids=["full", "short"])
+def test_the_scenario_is_as_hard_as_it_says(scenario: Scenario) -> None:
+    assert scenario.learning >= 48
+    after = scenario.hours - scenario.learning
+    assert scenario.learning <= scenario.broker_down.begin
+    assert 0 < len(scenario.broker_down) <= after / 4
+    assert len(scenario.failures) >= 2
+    for failure in scenario.failures:
+        assert len(failure.span) >= 48
+        assert scenario.learning <= failure.span.begin < failure.span.end <= scenario.hours
+    truth = readings("temperature")
+    times = range(scenario.epoch, scenario.time(scenario.hours), HOUR)
+    for station in STATIONS:
+        measured = sum((station, time) in truth for time in times)
+        assert measured >= 0.97 * len(times), station
+
+
+def test_the_short_demonstration(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway.demo", "--short", "--build", str(tmp_path)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads((tmp_path / "demo.json").read_text())
+    made = figures["made"]
+    assert made >= 0.9 * SHORT.hours * len(STATIONS)
+    assert (figures["packed"], figures["delivered"], figures["deposited"]) == (made, made, made)
+    assert (figures["duplicates"], figures["lost"]) == (0, 0)
+    assert 0 < figures["bytes_per_outcome"] < figures["json_bytes_per_outcome"]
+    assert figures["estimate_mae"] <= figures["hold_last_mae"] / 2
+    assert math.isfinite(figures["hold_last_mae"])
+    assert "is killed (-9)" in done.stdout
+    assert "error of the peers' estimate" in done.stdout
