@@ -28,6 +28,7 @@ from qis_edge.config import MqttConfig
 from qis_edge.control import ControlServer
 from qis_edge.core.credential import GATEWAY, NODE
 from qis_edge.core.errors import QisError, Refused
+from qis_edge.core.messages import Request
 from qis_edge.core.packet import unpack
 from qis_edge.keys import FleetFile, read_key
 from qis_edge.links.base import Link, Role
@@ -82,14 +83,6 @@ class Station:
     def _assemble(self) -> None:
         self.post = Post(self.link)
         self.counts = Counts()
-        self.downlink = Downlink(
-            self.engines[0],
-            self.post,
-            self.clock,
-            self.identity.kid,
-            lambda kid: self.desk.keys_of(kid),
-            limit=self.config.downlink.limit,
-        )
         self.desk = FleetDesk(
             self.identity,
             self.fleet,
@@ -97,7 +90,15 @@ class Station:
             self.post,
             self.clock,
             epoch=(self.spool.epoch, self.spool.since),
-            request=self.downlink.request,
+            request=self._requested,
+        )
+        self.downlink = Downlink(
+            self.engines[0],
+            self.post,
+            self.clock,
+            self.identity.kid,
+            self.desk.keys_of,
+            limit=self.config.downlink.limit,
         )
         self.custodian = Custodian(
             self.spool,
@@ -128,6 +129,9 @@ class Station:
         """Packets that an engine brings from elsewhere: their signature is checked too."""
         key = self.fleet.resolve(framed_kid(raw), self.clock.now(), NODE)
         return Entry.of(unpack(raw, key))
+
+    def _requested(self, request: Request) -> None:
+        self.downlink.request(request)
 
     def _arrived(self) -> None:
         for drain in self.drains:
@@ -189,7 +193,7 @@ class Station:
         while True:
             await asyncio.sleep(HOUSEKEEPING)
             now = self.clock.now()
-            while await self.disk(self.spool.trim, now):
+            while await self.disk(self.spool.trim, now):  # noqa: ASYNC110 - it does work
                 await asyncio.sleep(PAUSE)
             for drain in self.drains:
                 if drain.opened.is_set() and drain.away is None:

@@ -250,7 +250,7 @@ async def test_a_foreign_gateway_gets_nothing_deleted_and_nobody_adopted(tmp_pat
         node = place.node("ewr")
         place.start(foreign, node)
         foreign.fleet.permit(foreign.clock.now() + YEAR)
-        await place.wait("the wish to join", lambda: foreign.fleet.waiting())
+        await place.wait("the wish to join", foreign.fleet.waiting)
         foreign.fleet.approve(node.identity.kid, foreign.identity, foreign.clock.now())
         for kid in (foreign.identity.kid, node.identity.kid):
             for raw in foreign.fleet.chain(kid):
