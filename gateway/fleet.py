@@ -477,7 +477,6 @@ class Fleet:
         now: float,
         *,
         name: str | None = None,
-        validity: float = VALIDITY,
     ) -> Credential:
         """Make a node of one who asked to join.
 
@@ -485,49 +484,50 @@ class Fleet:
             that it asked for, if nobody else did.
         :param issuer: of this gateway, or the root's.
         :param name: another name than the one that it asked for.
-        :param validity: seconds; its credential ends no later than the issuer's.
         :returns: its credential: the new one, or one that it has and that ends no sooner.
-        :raises UsageError: nobody or several are meant, the name is taken, or the issuer
-            may not issue.
+            It ends after :data:`VALIDITY`, and no later than the issuer's.
+        :raises UsageError: nobody or several are meant, the name is taken, the key was
+            revoked, or the issuer may not issue.
         """
         with self._disk:
             self._look(now)
-            waiting = self.waiting()
-            chosen = _choose(who, {one.kid: one.name for one in waiting}, "asks to join")
-            one = next(one for one in waiting if one.kid == chosen)
-            wanted = self._free_name(name if name is not None else one.name, one.kid)
-            made = issue(
-                issuer,
-                subject=wanted,
-                key=one.key,
-                scope=NODE,
-                expires=int(min(now + validity, self._issuer_end(issuer, now))),
-                serial=os.urandom(8),
-            )
-            stands = self.add(made.raw, now)
-            if stands.subject != wanted:
-                raise UsageError(
-                    f"it is already known as {stands.subject}, by a credential that ends no sooner",
-                    field="name",
-                    hint=f"approve it as {stands.subject}",
-                )
-            self._forget(one.kid)  # also where a credential that it had before stands
-            return stands
+            waiting = {one.kid: one for one in self.waiting()}
+            chosen = _choose(who, {kid: one.name for kid, one in waiting.items()}, "asks to join")
+            one = waiting[chosen]
+            return self._make_node(one.key, one.name if name is None else name, issuer, now)
 
-    def reject(self, who: str | bytes) -> bytes:
-        """Forget one who asked to join; its kid.
-
-        :raises UsageError: nobody or several are meant.
+    def approve_enrolment(
+        self, enrolment: Enrolment, issuer: Identity, now: float, *, name: str | None = None
+    ) -> Credential:
+        """Make a node of one whose enrolment was brought here, permitted or not: whoever
+        brought it has it from the node itself. Otherwise as :meth:`approve`.
         """
         with self._disk:
-            names = {one.kid: one.name for one in self.waiting()}
-            kid = _choose(who, names, "asks to join")
-            self._forget(kid)
-        return kid
+            self._look(now)
+            wanted = enrolment.name if name is None else name
+            return self._make_node(enrolment.key, wanted, issuer, now)
 
-    def _forget(self, kid: bytes) -> None:
-        with self._db.transaction():
-            self._db.execute("DELETE FROM waiting WHERE kid = ?", (kid,))
+    def _make_node(self, key: PublicKey, name: str, issuer: Identity, now: float) -> Credential:
+        if self.revocation is not None and key.kid in self.revocation.kids:
+            raise UsageError(f"the key {key.kid.hex()} was revoked", field="node")
+        made = issue(
+            issuer,
+            subject=self._free_name(name, key.kid),
+            key=key,
+            scope=NODE,
+            expires=int(min(now + VALIDITY, self._issuer_end(issuer, now))),
+            serial=os.urandom(8),
+        )
+        stands = self.add(made.raw, now)
+        if stands.subject != name:
+            raise UsageError(
+                f"it is already known as {stands.subject}, by a credential that ends no sooner",
+                field="name",
+                hint=f"approve it as {stands.subject}",
+            )
+        with self._db.transaction():  # also where a credential that it had before stands
+            self._db.execute("DELETE FROM waiting WHERE kid = ?", (key.kid,))
+        return stands
 
     def _free_name(self, name: str, kid: bytes) -> str:
         if not is_name(name):
@@ -551,7 +551,7 @@ class Fleet:
             raise UsageError(
                 f"this gateway may not issue credentials ({refused})",
                 field="issuer",
-                hint="its own credential must say issuer and not have ended; the root renews it",
+                hint="qis-gateway init --root FILE renews its own credential",
             ) from refused
         held = self.credential(issuer.kid)
         return held.expires if held is not None else now

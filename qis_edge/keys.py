@@ -29,7 +29,7 @@ from pathlib import Path
 
 from qis_edge.core.errors import KeyFileError
 from qis_edge.core.identity import Identity, PublicKey
-from qis_edge.schema import NAME, Scalar, Table, Text, Url, load, loads, setting
+from qis_edge.schema import NAME, Scalar, Table, Text, Url, Wrong, load, loads, setting
 from qis_edge.schema.text import toml
 
 _MAX_KEY_FILE = 4096
@@ -38,13 +38,6 @@ _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 # --- key files -------------------------------------------------------------------------
-
-
-def make_key(path: Path, *, what: str = "key") -> Identity:
-    """Generate an identity and keep it in a new key file; see :func:`write_key`."""
-    identity = Identity.generate()
-    write_key(path, identity, what=what)
-    return identity
 
 
 def write_key(path: Path, identity: Identity, *, what: str = "key") -> None:
@@ -74,19 +67,6 @@ def read_key(path: Path) -> Identity:
     :raises KeyFileError: it is missing, belongs to somebody else, can be read by others, or
         holds no key. The hint is what to do.
     """
-    identity = _read(path, secret=True)
-    return Identity.from_seed(identity)
-
-
-def read_public_key(path: Path) -> PublicKey:
-    """A public key from a file of 64 hex digits, comments apart.
-
-    :raises KeyFileError: it is missing or holds no key.
-    """
-    return PublicKey(_read(path, secret=False))
-
-
-def _read(path: Path, *, secret: bool) -> bytes:
     try:
         # Not blocking: opening a pipe would wait for its other end.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -99,14 +79,13 @@ def _read(path: Path, *, secret: bool) -> bytes:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise KeyFileError(f"{path} is not a file")
-        if secret:
-            _check_owner(path, found)
+        _check_owner(path, found)
         raw = os.read(descriptor, _MAX_KEY_FILE + 1)
     except OSError as error:
         raise KeyFileError(f"{path} cannot be read: {error.strerror}") from None
     finally:
         os.close(descriptor)
-    return _parse_key(path, raw)
+    return Identity.from_seed(_parse_key(path, raw))
 
 
 def _check_owner(path: Path, found: os.stat_result) -> None:
@@ -159,7 +138,10 @@ class _Root(Scalar):
     def read(self, value: object) -> PublicKey:
         if not isinstance(value, str) or _HEX_KEY.fullmatch(value) is None:
             raise self.mismatch(value)
-        return PublicKey(bytes.fromhex(value))
+        key = PublicKey(bytes.fromhex(value))
+        if not key.sound:
+            raise Wrong("is no key that can prove anything", "copy it again from the gateway")
+        return key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,9 +10,7 @@ from qis_edge.core.errors import ConfigError, KeyFileError
 from qis_edge.core.identity import Identity, PublicKey
 from qis_edge.keys import (
     FleetFile,
-    make_key,
     read_key,
-    read_public_key,
     replace_file,
     write_key,
 )
@@ -51,12 +49,11 @@ def test_a_key_comes_back(path: Path) -> None:
     assert seed == SEED
 
 
-def test_a_key_that_is_made_is_a_new_one_and_kept(tmp_path: Path) -> None:
-    first, second = make_key(tmp_path / "a"), make_key(tmp_path / "b", what="root key")
-    assert first.seed != second.seed
-    assert read_key(tmp_path / "b").seed == second.seed
-    assert (tmp_path / "b").read_text().startswith("# QIS Edge root key")
-    assert sorted(found.name for found in tmp_path.iterdir()) == ["a", "b"]
+def test_a_key_file_says_what_it_is(path: Path) -> None:
+    write_key(path, NODE, what="root key")
+    assert read_key(path).seed == NODE.seed
+    assert path.read_text().startswith(f"# QIS Edge root key {NODE.kid.hex()}")
+    assert [found.name for found in path.parent.iterdir()] == ["node.key"]
 
 
 @pytest.mark.parametrize("umask", [0, 0o022, 0o777])
@@ -237,15 +234,6 @@ def test_what_systemd_hands_over_is_taken(path: Path, monkeypatch: pytest.Monkey
     assert problem(path).hint
 
 
-def test_a_public_key_may_be_read_by_all(tmp_path: Path) -> None:
-    path = tmp_path / "root.pub"
-    path.write_text(f"# the root\n{ROOT.raw.hex()}\n")
-    path.chmod(0o644)
-    assert read_public_key(path) == ROOT
-    with pytest.raises(KeyFileError):
-        read_public_key(tmp_path / "missing")
-
-
 # --- the fleet file --------------------------------------------------------------------
 
 
@@ -305,6 +293,12 @@ def test_everything_wrong_is_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         FleetFile.parse('[fleet]\nroot = "x"\nsite = ""', tmp_path / "fleet.toml")
     assert {found.key for found in error.value.problems} == {"fleet.root", "fleet.site"}
+
+
+@pytest.mark.parametrize("raw", [bytes(32), b"\x01" + bytes(31), b"\xff" * 32])
+def test_a_root_of_small_order_is_wrong(tmp_path: Path, raw: bytes) -> None:
+    with pytest.raises(ConfigError, match=r"fleet.toml:2: fleet.root: is no key"):
+        FleetFile.parse(f'[fleet]\nroot = "{raw.hex()}"\nsite = "n"', tmp_path / "fleet.toml")
 
 
 def test_a_password_in_a_fleet_file_is_refused_and_not_repeated(tmp_path: Path) -> None:

@@ -6,26 +6,17 @@ All of them work on the fleet's database, whether the daemon runs or not: it loo
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from gateway.cli.state import opened_fleet, root_of
 from gateway.config import GatewayConfig, load_gateway
-from gateway.fleet import VALIDITY, Fleet
+from gateway.fleet import Fleet
 from qis_edge.cli.letters import read_letter, write_letter
 from qis_edge.cli.program import OK, note, start_command
 from qis_edge.control import is_running
-from qis_edge.core.credential import (
-    ISSUER,
-    NODE,
-    Credential,
-    Enrolment,
-    RevocationList,
-    issue,
-)
+from qis_edge.core.credential import Enrolment, RevocationList
 from qis_edge.core.errors import QisError, Refused, UsageError
-from qis_edge.core.identity import Identity
 from qis_edge.keys import read_key
 from qis_edge.terminal import duration, harmless, moment
 
@@ -57,7 +48,8 @@ def approve(args: argparse.Namespace) -> int:
     now = config.clock.make().now()
     with opened_fleet(config) as fleet:
         if args.request is not None:
-            credential = _approve_file(fleet, issuer, args.request, args.name, now)
+            enrolment = _enrolment(args.request)
+            credential = fleet.approve_enrolment(enrolment, issuer, now, name=args.name)
         else:
             credential = fleet.approve(args.node, issuer, now, name=args.name)
         chain = fleet.chain(credential.kid)
@@ -71,42 +63,6 @@ def approve(args: argparse.Namespace) -> int:
         write_letter(args.out, words, chain)
         print(f"wrote {args.out}; on the node: qis-edge enroll --credential {args.out.name}")
     return OK
-
-
-def _approve_file(
-    fleet: Fleet, issuer: Identity, path: Path, name: str | None, now: float
-) -> Credential:
-    """A credential for the enrolment of a file, which asked nobody's permission: whoever
-    brings it here has it from the node itself."""
-    enrolment = _enrolment(path)
-    if fleet.revocation is not None and enrolment.key.kid in fleet.revocation.kids:
-        raise QisError(f"the key {enrolment.key.kid.hex()} was revoked")
-    subject = name if name is not None else enrolment.name
-    for one in fleet.nodes():
-        if one.name == subject and one.kid != enrolment.key.kid:
-            raise UsageError(
-                f"{subject} is the name of the node {one.kid.hex()}",
-                field="name",
-                hint="give this one another with --name",
-            )
-    try:
-        fleet.resolve(issuer.kid, now, ISSUER)
-    except Refused as refused:
-        raise QisError(
-            f"this gateway may not issue credentials: {refused}",
-            hint="qis-gateway init --root FILE renews its own",
-        ) from refused
-    held = fleet.credential(issuer.kid)
-    end = held.expires if held is not None else now
-    made = issue(
-        issuer,
-        subject=subject,
-        key=enrolment.key,
-        scope=NODE,
-        expires=int(min(now + VALIDITY, end)),
-        serial=os.urandom(8),
-    )
-    return fleet.add(made.raw, now)
 
 
 def _enrolment(path: Path) -> Enrolment:

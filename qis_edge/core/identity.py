@@ -44,6 +44,12 @@ class PublicKey:
         self.thumbprint = hashlib.sha256(_COSE_KEY_PREFIX + raw).digest()
         self.kid = self.thumbprint[:KID_SIZE]
 
+    @property
+    def sound(self) -> bool:
+        """Whether it is a point of the curve's main subgroup, as every honest key is."""
+        valid: bool = bindings.crypto_core_ed25519_is_valid_point(self.raw)
+        return valid
+
     def verify(self, message: bytes, signature: bytes) -> None:
         """Check a detached signature.
 

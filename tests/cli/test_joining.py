@@ -136,7 +136,7 @@ def test_revoke(ready: Site) -> None:
     assert ready.gateway("nodes") == 0
     assert "revoked" in ready.console.out
     request = ready.folder / "request"
-    assert ready.gateway("approve", "--request", request) == 1
+    assert ready.gateway("approve", "--request", request) == 2
     assert "was revoked" in ready.console.err
 
     other = Site(ready.console, ready.folder / "other")

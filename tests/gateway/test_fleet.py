@@ -246,9 +246,29 @@ def test_nobody_is_approved_by_mistake(fleet: Fleet) -> None:
     for who in ("south", "", "zz", NODES[3].kid.hex(), NODES[3].kid):
         with pytest.raises(UsageError, match="asks to join"):
             fleet.approve(who, BASE, NOW)
-    assert fleet.reject("north") == NODES[0].kid
-    with pytest.raises(UsageError):
-        fleet.reject("north")
+    assert len(fleet.waiting()) == 1
+
+
+def test_an_enrolment_that_was_brought_needs_no_permission(fleet: Fleet) -> None:
+    enrolment = Enrolment.make(NODES[0], "north")
+    with pytest.raises(UsageError, match="may not issue"):
+        fleet.approve_enrolment(enrolment, NODES[1], NOW)
+    made = fleet.approve_enrolment(enrolment, BASE, NOW)
+    assert (made.subject, made.key, made.expires) == ("north", NODES[0].public, NOW + YEAR)
+    with pytest.raises(UsageError, match="is the name of the node"):
+        fleet.approve_enrolment(Enrolment.make(NODES[1], "north"), BASE, NOW)
+    other = fleet.approve_enrolment(Enrolment.make(NODES[1], "north"), BASE, NOW, name="south")
+    assert other.subject == "south"
+
+
+def test_who_is_out_is_not_approved_again(fleet: Fleet) -> None:
+    fleet.permit(NOW + 120)
+    join(fleet, 0, "north")
+    fleet.revoke([NODES[0].kid], ROOT, NOW)
+    with pytest.raises(UsageError, match="was revoked"):
+        fleet.approve("north", BASE, NOW)
+    with pytest.raises(UsageError, match="was revoked"):
+        fleet.approve_enrolment(Enrolment.make(NODES[0], "north"), BASE, NOW)
 
 
 # --- revocation ------------------------------------------------------------------------
