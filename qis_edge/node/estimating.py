@@ -7,12 +7,14 @@ time since.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Iterable, Sequence
 
 from qis_edge.config import NodeConfig
 from qis_edge.core.domain import Domain
+from qis_edge.core.errors import Refused, StoreCorrupt, StoreError
 from qis_edge.core.outcome import Outcome
 from qis_edge.core.packet import Packet
 from qis_edge.core.synthesis import (
@@ -25,7 +27,7 @@ from qis_edge.core.synthesis import (
 from qis_edge.drivers import load_callable
 from qis_edge.node.timekeeping import Timekeeper
 from qis_edge.store.inbox import Inbox
-from qis_edge.worker import Worker
+from qis_edge.worker import Disk, Worker
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +37,8 @@ __all__ = ["ESTIMATE_TAG", "Estimating", "as_outcome"]
 _STATE = b""
 #: Windows between saves.
 SAVE_EVERY = 24
+#: Seconds that the hook has to finish when we end.
+HOOK_PATIENCE = 1.0
 #: Packets of an address that a restart goes through.
 MOST_PACKETS = 5000
 
@@ -47,7 +51,7 @@ class Estimating:
         config: NodeConfig,
         domain: Domain,
         inbox: Inbox,
-        disk: Worker,
+        disk: Disk,
         clock: Timekeeper,
         me: bytes,
     ) -> None:
@@ -90,7 +94,9 @@ class Estimating:
         events: list[tuple[int, Outcome | Packet]] = [
             (outcome.time, outcome) for _, outcome in own if outcome.time >= self._through
         ]
-        events += [(packet.last_time, packet) for packet in packets]
+        for packet in packets:
+            with contextlib.suppress(Refused):  # it did not survive on the disk
+                events.append((packet.last_time, packet))
         patience = 3 * self._config.distil.window
         for time, event in sorted(events, key=lambda pair: pair[0]):
             if isinstance(event, Packet):
@@ -111,7 +117,12 @@ class Estimating:
             await self._hook_worker(self._call, made)
         self._since_save += 1
         if self._since_save >= SAVE_EVERY:
-            await self.save()
+            try:
+                await self.save()
+            except StoreCorrupt:
+                raise
+            except StoreError:  # said already; there will be more to save next time
+                pass
         return made
 
     def _call(self, estimate: Estimate) -> None:
@@ -135,7 +146,7 @@ class Estimating:
     # - keeping
 
     async def save(self) -> None:
-        """Keep what was learned."""
+        """Keep what was learned. :raises StoreError: the disk does not take it."""
         self._since_save = 0
         through = int(self._clock.now()) - 4 * self._config.distil.window
         text = json.dumps({"through": through, "learned": self._synthesiser.state()})
@@ -151,6 +162,6 @@ class Estimating:
             return None, 0
 
     async def close(self) -> None:
-        """Save, and end the hook's thread."""
+        """Save, and end the hook's thread. :raises StoreError: see :meth:`save`."""
+        self._hook_worker.close(HOOK_PATIENCE)
         await self.save()
-        self._hook_worker.close()

@@ -25,6 +25,8 @@ _NONCES = 8
 FIRST_HELLO = 1.0
 LONGEST_UNGREETED = 60.0
 GREETED = 600.0
+#: Seconds between doubts that are acted upon.
+DOUBTS_EVERY = 30.0
 
 
 @dataclass(slots=True)
@@ -48,7 +50,8 @@ class Gateways:
         self._identity = identity
         self._trust = trust
         self._known: dict[bytes, Gateway] = {}
-        self._nonces: list[bytes] = []
+        self._nonces: list[tuple[bytes, float]] = []  # with when they were said
+        self._said_at = self._doubted_at = -LONGEST_UNGREETED
         self._hello_at = 0.0
         self._delay = FIRST_HELLO
 
@@ -105,6 +108,13 @@ class Gateways:
         self._hello_at = 0.0
         self._delay = FIRST_HELLO
 
+    def doubt(self, monotonic: float) -> None:
+        """Nobody answers, or an answer cannot be checked: a gateway may have begun anew. Say
+        hello as if nobody had greeted yet. Forged answers must not make us say it often."""
+        if monotonic >= self._doubted_at + DOUBTS_EVERY:
+            self._doubted_at = monotonic
+            self._hello_at = min(self._hello_at, self._said_at + self._delay)
+
     @property
     def hello_at(self) -> float:
         """Monotonic seconds of the next hello."""
@@ -113,22 +123,23 @@ class Gateways:
     def hello(self, monotonic: float, nonce: bytes) -> bytes:
         """The next hello; ``nonce`` is 8 fresh random bytes."""
         assert len(nonce) == NONCE_SIZE
-        self._nonces = [*self._nonces[1 - _NONCES :], nonce]
+        self._nonces = [*self._nonces[1 - _NONCES :], (nonce, monotonic)]
+        self._said_at = monotonic
         self._hello_at = monotonic + self._delay
         self._delay = min(self._delay * 2, LONGEST_UNGREETED)
         return Hello(self._identity.kid, nonce, self._trust.revocation_number).encode()
 
     def greet(
         self, greeting: Greeting, monotonic: float, now: float | None, *, settled: bool = True
-    ) -> Gateway:
+    ) -> tuple[Gateway, float]:
         """Take in a greeting; the caller compares its epoch with the gateway's before.
 
         :param settled: whether nothing more is wanted of gateways, so that hellos may be rare.
-
+        :returns: whose it is, and the seconds since the hello that it answers.
         :raises Refused: not known, not its MAC, or the answer to no hello of ours.
         """
         known = self.standing(greeting.kid, now)
-        for nonce in self._nonces:
+        for nonce, said_at in self._nonces:
             try:
                 greeting.verify(known.keys.to_node, nonce)
             except Refused:
@@ -136,7 +147,7 @@ class Gateways:
             known.greeted = monotonic
             if settled:
                 self._hello_at, self._delay = monotonic + GREETED, FIRST_HELLO
-            return known
+            return known, monotonic - said_at
         raise Refused(Reason.REPLAYED, "greeting.nonce", "no hello of ours waits for it")
 
     def position(self, position: Position, now: float | None) -> Gateway:

@@ -1,4 +1,4 @@
-"""What comes in over a link, and what the node answers.
+"""What comes in over a link, and what the node makes of it.
 
 Every frame is somebody's claim. Receipts, greetings and positions are believed by the MAC
 of a gateway whose credential leads to our root, credentials and revocation lists by their
@@ -8,56 +8,46 @@ dropped.
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
 from qis_edge.core.cose import open_sign1
-from qis_edge.core.errors import LinkError, Reason, Refused
+from qis_edge.core.credential import GATEWAY
+from qis_edge.core.errors import Reason, Refused, StoreCorrupt, StoreError
 from qis_edge.core.identity import Identity, PublicKey
 from qis_edge.core.messages import (
-    MAX_INTERESTS,
-    NONCE_SIZE,
     CredentialMessage,
     Greeting,
     Message,
     PacketMessage,
     Position,
-    Request,
     RevocationMessage,
     Wanted,
     decode,
 )
 from qis_edge.core.packet import MAX_PACKET, Packet, unpack
 from qis_edge.core.receipt import ReceiptMessage
-from qis_edge.links.base import UP, Link, Received
+from qis_edge.links.base import Link, Received
 from qis_edge.links.batches import Batches
+from qis_edge.node.asking import Asking
 from qis_edge.node.gateways import Gateway, Gateways
 from qis_edge.node.membership import Membership, is_ours
 from qis_edge.node.timekeeping import Timekeeper, boot_id
 from qis_edge.node.uplink import Uplink
-from qis_edge.store import inbox as inboxes
 from qis_edge.store.inbox import Inbox
-from qis_edge.worker import Worker
+from qis_edge.worker import Disk
 
 log = logging.getLogger(__name__)
 
 #: Frames of one batch.
 BATCH = 64
-#: Packets that one answer to a request may bring.
-REQUEST_LIMIT = 500
-#: Seconds between requests to one gateway while nothing else calls for one.
-REQUEST_EVERY = 600.0
-#: Seconds to wait for the position that ends an answer before asking again.
-REQUEST_PATIENCE = 30.0
-#: A packet dated further ahead of us than this many seconds is not believed.
+#: A packet dated further ahead of us than this many seconds is not believed; and clocks
+#: that differ by more are worth a warning.
 FUTURE_TOLERANCE = 600
-
-Interests = tuple[tuple[bytes, int], ...]
+#: Seconds between hellos that strangers' questions bring about.
+HELLO_EVERY = 30.0
 
 
 class Inbound:
@@ -70,17 +60,19 @@ class Inbound:
         self,
         link: Link,
         uplink: Uplink,
+        asking: Asking,
         identity: Identity,
         gateways: Gateways,
         membership: Membership,
         inbox: Inbox,
-        disk: Worker,
-        clock: Timekeeper,
         *,
+        disk: Disk,
+        clock: Timekeeper,
         heard: Callable[[Sequence[Packet]], None],
     ) -> None:
         self._link = link
         self._uplink = uplink
+        self._asking = asking
         self._identity = identity
         self._gateways = gateways
         self._membership = membership
@@ -88,9 +80,10 @@ class Inbound:
         self._disk = disk
         self._clock = clock
         self._tell = heard
-        self._interests: Interests = ()
-        self._requested: dict[bytes, float] = {}
-        self._hello = asyncio.Event()
+        self._hello_at = 0.0
+        self._warned = False
+        #: Whether there may be outcomes without a time though the time is known.
+        self.time_owed = False
         self.refused: Counter[str] = Counter()
         self.heard = 0  # peers' packets that were new
         self.repeated = 0
@@ -116,33 +109,41 @@ class Inbound:
                 elif isinstance(message, PacketMessage):
                     packets.append(message.raw)
                 else:
-                    if isinstance(message, Position) and packets:
+                    if isinstance(message, Position):
                         # It speaks of the packets before it: they go to the disk first.
-                        await self._take_packets(packets)
-                        packets = []
+                        before, packets = packets, []
+                        await self._take_packets(before)
                     await self._handle(message)
             except Refused as refusal:
                 self._count(refusal)
-        if receipts:
-            for unbelieved in await self._uplink.receipted(receipts):
-                self._count(unbelieved)
-        if packets:
-            await self._take_packets(packets)
+            except StoreCorrupt:
+                raise
+            except StoreError:  # said already, and who said this will say it again
+                self.refused["store"] += 1
+        await self._take_packets(packets)
+        await self._take_receipts(receipts)
 
     def _count(self, refusal: Refused) -> None:
         self.refused[refusal.reason.label] += 1
         log.debug("refused: %s", refusal)
+
+    async def _take_receipts(self, receipts: Sequence[ReceiptMessage]) -> None:
+        for unbelieved in await self._uplink.receipted(receipts) if receipts else ():
+            self._count(unbelieved)
+            self._gateways.doubt(time.monotonic())
+            self._asking.poke()
 
     async def _handle(self, message: Message) -> None:
         match message:
             case Greeting():
                 await self._greeted(message)
             case Position():
-                await self._position(message)
+                self._gateways.position(message, self._clock.known)
+                await self._asking.answered(message)
             case Wanted():
                 await self._wanted(message)
             case CredentialMessage():
-                await self._credential(message.raw)
+                await self.credential(message.raw)
             case RevocationMessage():
                 await self._revocation(message.list.raw)
             case _:  # hellos, enrolments and requests are a node's to say
@@ -162,16 +163,23 @@ class Inbound:
                 if not is_ours(refusal):
                     self._count(refusal)
                     continue
-                self._membership.park(kid, raw)
-                if question := self._membership.ask(kid, time.monotonic()):
-                    await self._send(question)
-        if known:
+                self._membership.park(kid, raw, time.monotonic())
+                self._asking.poke()
+        if not known:
+            return
+        try:
             new, refused = await self._disk(self._verify_and_keep, known)
-            self._tell(new)
-            self.heard += len(new)
-            self.repeated += len(known) - len(new) - len(refused)
-            for unacceptable in refused:
-                self._count(unacceptable)
+        except StoreCorrupt:
+            raise
+        except StoreError:  # said already; the next request brings them again
+            self._asking.losses += 1
+            self.refused["store"] += len(known)
+            return
+        self._tell(new)
+        self.heard += len(new)
+        self.repeated += len(known) - len(new) - len(refused)
+        for unacceptable in refused:
+            self._count(unacceptable)
 
     def _verify_and_keep(
         self, known: Sequence[tuple[bytes, PublicKey]]
@@ -194,146 +202,120 @@ class Inbound:
     # - gateways
 
     async def _greeted(self, greeting: Greeting) -> None:
+        monotonic = time.monotonic()
         try:
-            enrolled = self._membership.enrolled(self._clock.known)
-            gateway = self._gateways.greet(
-                greeting, time.monotonic(), self._clock.known, settled=enrolled
+            known = self._clock.known
+            gateway, ago = self._gateways.greet(
+                greeting, monotonic, known, settled=self._membership.enrolled(known)
             )
         except Refused as refusal:
-            if is_ours(refusal) and (
-                question := self._membership.ask(greeting.kid, time.monotonic())
-            ):
-                await self._send(question)
-                return
+            if is_ours(refusal):
+                self._membership.miss(greeting.kid, monotonic)
+                self._asking.poke()
             raise
-        if self._clock.learn(greeting.time, 1.0):
+        # It was said somewhere between our hello and now, and gives whole seconds.
+        if self._clock.learn(greeting.time + ago / 2, max(1.0, ago / 2), gateway.kid):
             log.info("the time is known now, from gateway %s", gateway.kid.hex())
-            uncertainty = self._clock.uncertainty
-            await self._disk(self._uplink.outbox.settle, boot_id(), self._clock.offset, uncertainty)
-            await self._disk(self._uplink.outbox.set_clock, greeting.time)
-        await self._new_epoch(gateway, greeting)
-        await self._disk(
-            self._inbox.met_gateway, gateway.kid, gateway.epoch, int(self._clock.now())
-        )
-        self._uplink.custody.heard(time.monotonic(), gateway.kid)
+            self.time_owed = True
+            await self.settle_time()
+        self._compare_clocks(greeting, gateway)
+        anew = await self._new_epoch(gateway, greeting)
+        self._uplink.custody.heard(monotonic, gateway.kid)
         self._uplink.poke()
-        await self._request(gateway)
-        if not enrolled:  # it knows us, but its word of that got lost: ask again
-            for raw in self._membership.present(self._clock.known):
-                await self._send(raw)
+        self._asking.request(gateway.kid, anew=anew)
+        ours = self._membership.revocation
+        if ours is not None and greeting.revocation < ours.number:
+            await self._asking.send(RevocationMessage(ours).encode())
+        seen = int(self._clock.now())
+        await self._disk(self._inbox.met_gateway, gateway.kid, gateway.epoch, seen)
+        if not self._membership.enrolled(self._clock.known):
+            # It knows us, but its word of that got lost: ask again.
+            await self._present()
 
-    async def _new_epoch(self, gateway: Gateway, greeting: Greeting) -> None:
-        before, gateway.epoch = gateway.epoch, greeting.epoch
-        if not before or before == greeting.epoch:
-            return
+    async def settle_time(self) -> None:
+        """The time has become known: outcomes that were made without it get theirs."""
+        outbox, clock = self._uplink.outbox, self._clock
+        await self._disk(outbox.settle, boot_id(), clock.boot_offset, clock.uncertainty)
+        await self._disk(outbox.set_clock, int(clock.now()))
+        self.time_owed = False
+        self._uplink.poke()
+
+    def _compare_clocks(self, greeting: Greeting, gateway: Gateway) -> None:
+        ahead = self._clock.now() - greeting.time
+        if abs(ahead) > FUTURE_TOLERANCE and not self._warned:
+            log.warning(
+                "our clock is %d s %s that of gateway %s: one of the two is wrong",
+                abs(ahead),
+                "ahead of" if ahead > 0 else "behind",
+                gateway.kid.hex(),
+            )
+        self._warned = abs(ahead) > FUTURE_TOLERANCE
+
+    async def _new_epoch(self, gateway: Gateway, greeting: Greeting) -> bool:
+        """Whether its spool is another: then what that one held alone is sent again."""
+        before = gateway.epoch
+        if not before:
+            gateway.epoch = greeting.epoch
+        if gateway.epoch == greeting.epoch:
+            return False
+        await self._disk(self._inbox.forget_cursors, gateway.kid)
         count = await self._disk(
             self._uplink.outbox.resend, gateway.kid, greeting.since, epoch=greeting.epoch
         )
-        await self._disk(self._inbox.forget_cursors, gateway.kid)
-        self._uplink.custody.forget_gateway(gateway.kid)
+        gateway.epoch = greeting.epoch
+        self._uplink.lost(gateway.kid)
         log.warning(
             "gateway %s has a new spool: %d packets that it held are sent again",
             gateway.kid.hex(),
             count,
         )
-        self._uplink.start_over()
+        return True
 
-    async def _position(self, position: Position) -> None:
-        gateway = self._gateways.position(position, self._clock.known)
-        self._requested.pop(gateway.kid, None)
-        if self._membership.parked:
-            # Packets still wait for a credential, in memory only: asked for again later.
-            self._requested[gateway.kid] = time.monotonic() + REQUEST_PATIENCE
-            return
-        mark = inboxes.Position(gateway.kid, position.cursor, self._scope())
-        await self._disk(self._inbox.put, [], now=int(self._clock.now()), position=mark)
-        if position.complete:
-            self._requested[gateway.kid] = time.monotonic() + REQUEST_EVERY
-        else:
-            await self._request(gateway)
+    # - who is who
 
     async def _wanted(self, wanted: Wanted) -> None:
-        if self._identity.kid in wanted.kids:
-            for raw in self._membership.present(self._clock.known):
-                await self._send(raw)
+        """Anybody can ask this; a gateway that does knows nothing of us."""
+        if self._identity.kid not in wanted.kids:
+            return
+        await self._present()
+        now = time.monotonic()
+        if self._membership.enrolled(self._clock.known) and now >= self._hello_at:
+            self._hello_at = now + HELLO_EVERY
+            self._asking.hello()
 
-    async def _credential(self, raw: bytes) -> None:
+    async def _present(self) -> None:
+        for raw in self._membership.present(self._clock.known, time.monotonic()):
+            await self._asking.send(raw)
+
+    async def credential(self, raw: bytes) -> None:
+        """A credential came, over a link or by hand. :raises Refused: it is not good."""
         enrolled = self._membership.enrolled(self._clock.known)
-        credential = self._membership.accept(raw, self._clock.known)
-        self._gateways.add(credential)
-        if self._membership.enrolled(self._clock.known) and not enrolled:
-            self._gateways.hello_soon()
-        self._hello.set()
+        credential, news = self._membership.accept(raw, self._clock.known)
+        if news and GATEWAY in credential.scope:
+            self._gateways.add(credential)
+        if news and (GATEWAY in credential.scope or not enrolled):
+            self._asking.hello()
         waiting = self._membership.unpark(credential.kid)
-        if waiting:
+        try:
+            if news:
+                now = int(self._clock.now())
+                await self._disk(self._inbox.keep_credential, credential.raw, now)
+        finally:
             await self._take_packets(waiting)
-            if not self._membership.parked:  # positions that had to wait for it
-                self._requested = dict.fromkeys(self._requested, time.monotonic())
+            await self._asking.settle()
 
     async def _revocation(self, raw: bytes) -> None:
         made = self._membership.revoke(raw)
-        for kid in made.kids if made is not None else ():
+        if made is None:
+            return
+        for kid in made.kids:
+            self._asking.forget(kid)
+            self._membership.unpark(kid)
+        for kid in made.kids:
             await self._disk(self._inbox.forget_sender, kid)
-            self._uplink.custody.forget_gateway(kid)
-
-    # - asking
-
-    async def attend(self, interests: Interests) -> None:
-        """Hear of these addresses from now on: the first is our own."""
-        if interests == self._interests:
-            return
-        self._interests = interests
-        await self._link.listen(frozenset(address for address, _ in interests))
-        for gateway in self._gateways.greeted(self._clock.known):
-            await self._request(gateway)
-
-    def _scope(self) -> bytes:
-        """Names the interests: a cursor is good for these only."""
-        form = b"".join(address + bits.to_bytes(2) for address, bits in self._interests)
-        return hashlib.sha256(form).digest()[:8]
-
-    async def _request(self, gateway: Gateway) -> None:
-        if not self._interests or not self._membership.enrolled(self._clock.known):
-            return
-        cursor = await self._disk(self._inbox.cursor, gateway.kid, self._scope())
-        request = Request(
-            self._identity.kid, gateway.kid, self._interests[:MAX_INTERESTS], cursor, REQUEST_LIMIT
-        )
-        self._requested[gateway.kid] = time.monotonic() + REQUEST_PATIENCE
-        await self._send(request.encode(gateway.keys.to_gateway))
-
-    async def greet(self) -> None:
-        """Say hello when it is time, and ask again for what got lost, for ever."""
-        was_up = False
-        while True:
-            now = time.monotonic()
-            if self._link.up and not was_up:
-                self._gateways.hello_soon()
-                await self._link.listen(frozenset(address for address, _ in self._interests))
-            was_up = self._link.up
-            if was_up and now >= self._gateways.hello_at:
-                await self._send(self._gateways.hello(now, os.urandom(NONCE_SIZE)))
-            if was_up:
-                for gateway in self._gateways.greeted(self._clock.known):
-                    if now >= self._requested.get(gateway.kid, now + 1):
-                        await self._request(gateway)
-            await self._pause(self._gateways.hello_at - time.monotonic())
-
-    async def _pause(self, seconds: float) -> None:
-        """Until then, or until the link or a credential changes something."""
-        self._hello.clear()
-        changed = asyncio.ensure_future(self._link.changed())
-        called = asyncio.ensure_future(self._hello.wait())
-        timeout = min(max(seconds, 0.05), 5.0) if self._link.up else None
-        try:
-            await asyncio.wait((changed, called), timeout=timeout, return_when="FIRST_COMPLETED")
-        finally:
-            changed.cancel()
-            called.cancel()
-
-    async def _send(self, frame: bytes) -> None:
-        """Send if the link takes it now; whatever this is, it is said again in time."""
-        try:
-            await self._link.send(frame, UP)
-        except LinkError as error:
-            log.debug("not sent: %s", error)
+            # What it said that it held is worth nothing.
+            count = await self._disk(self._uplink.outbox.resend, kid)
+            self._uplink.lost(kid)
+            if count:
+                log.warning("gateway %s is out: %d packets are sent again", kid.hex(), count)
+        await self._disk(self._inbox.keep_revocation, raw)

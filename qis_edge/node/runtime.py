@@ -1,8 +1,9 @@
 """The runtime of a node: from its configuration to its last goodbye.
 
 It owns everything with a lifetime (key, stores, link, sensors, tasks). What it does is in
-the modules beside it: sensing makes outcomes, the uplink brings them into custody, inbound
-takes in what gateways and peers say, estimating makes more of it.
+the modules beside it: sensing makes outcomes, the uplink brings them into custody, asking
+says hello and what is wanted, inbound takes in what gateways and peers say, estimating
+makes more of it.
 """
 
 from __future__ import annotations
@@ -17,29 +18,30 @@ from typing import Any
 
 from qis_edge.config import MqttConfig, NodeConfig
 from qis_edge.control import ControlServer
-from qis_edge.core.credential import Credential, RevocationList, TrustStore
+from qis_edge.core.credential import TrustStore
 from qis_edge.core.custody import BROKER
-from qis_edge.core.errors import QisError, Refused, StoreError
+from qis_edge.core.errors import QisError, Refused, StoreCorrupt, StoreError
 from qis_edge.keys import FleetFile, read_key
 from qis_edge.links.base import Link, Role
 from qis_edge.links.mqtt import MqttLink
 from qis_edge.logs import set_up_logging
+from qis_edge.node.asking import Asking
 from qis_edge.node.estimating import Estimating
 from qis_edge.node.gateways import Gateways
 from qis_edge.node.inbound import Inbound
 from qis_edge.node.membership import Membership
 from qis_edge.node.sensing import Sensing
-from qis_edge.node.timekeeping import Timekeeper
+from qis_edge.node.timekeeping import Timekeeper, boot_id, boot_seconds
 from qis_edge.node.uplink import Uplink
 from qis_edge.store.inbox import Inbox, Limits
 from qis_edge.store.outbox import Outbox
 from qis_edge.tasks import run_daemon, until
-from qis_edge.worker import Worker
+from qis_edge.worker import Disk
 
 log = logging.getLogger(__name__)
 
-#: Seconds between rounds of housekeeping.
-HOUSEKEEPING = 300.0
+#: Seconds between rounds of housekeeping, and between looks whether the clock was set.
+HOUSEKEEPING, LOOK = 300.0, 5.0
 
 
 class Node:
@@ -57,23 +59,37 @@ class Node:
         self.identity = read_key(state / "node.key")
         self.fleet = FleetFile.read(state / "fleet.toml")
         self.domain = config.situation.load_domain()
-        self.outbox = Outbox.open(
-            state / "outbox.db",
-            self.identity.public,
-            budget=config.outbox.budget,
-            copies=config.custody.copies,
-            notify=lambda notice: log.warning("outbox: %s", notice.text),
-        )
-        self.inbox, news = Inbox.open(state / "inbox.db", Limits(bytes=config.peers.keep))
-        for notice in news:
-            log.warning("inbox: %s", notice.text)
-        self.clock = Timekeeper(config.clock.make(), self.outbox.clock_floor)
-        self.disk = Worker("store")
-        self.trust = TrustStore(self.fleet.root)
-        for refusal in self.trust.restore(self.inbox.trust(), self.clock.known):
-            log.info("a credential that was kept is good no more: %s", refusal)
-        self.link = link or self._mqtt()
-        self._assemble()
+        with contextlib.ExitStack() as opened:
+            self.outbox = Outbox.open(
+                state / "outbox.db",
+                self.identity.public,
+                budget=config.outbox.budget,
+                copies=config.custody.copies,
+                notify=lambda notice: log.warning("outbox: %s", notice.text),
+            )
+            opened.callback(self.outbox.close)
+            self.inbox, news = Inbox.open(state / "inbox.db", Limits(bytes=config.peers.keep))
+            opened.callback(self.inbox.close)
+            for notice in news:
+                log.warning("inbox: %s", notice.text)
+            self.clock = self._make_clock()
+            self.disk = Disk("store")
+            self.trust = TrustStore(self.fleet.root)
+            for refusal in self.trust.restore(self.inbox.trust(), self.clock.known):
+                log.info("a credential that was kept is good no more: %s", refusal)
+            self.link = link or self._mqtt()
+            self._assemble()
+            opened.pop_all()  # from here on it is run() that closes them
+
+    def _make_clock(self) -> Timekeeper:
+        clock = Timekeeper(self.config.clock.make(), self.outbox.clock_floor)
+        if clock.trusted:
+            self.outbox.set_clock(int(clock.now()))
+        elif (told := self.outbox.boot_offset(boot_id())) is not None:
+            # Told to an earlier run of ours, since the machine was started.
+            offset, uncertainty = told
+            clock.learn(offset + boot_seconds(), uncertainty)
+        return clock
 
     def _mqtt(self) -> Link:
         settings = (self.config.links.mqtt or MqttConfig()).settings(self.fleet.mqtt_url)
@@ -84,7 +100,7 @@ class Node:
         self.gateways = Gateways(self.identity, self.trust)
         epochs = {known.kid: known.epoch for known in self.inbox.gateways()}
         self.gateways.learn(epochs, self.clock.known)
-        self.membership = Membership(self.identity, config.node.name, self.trust, self._keep)
+        self.membership = Membership(self.identity, config.node.name, self.trust)
         self.uplink = Uplink(
             self.link,
             self.outbox,
@@ -92,23 +108,37 @@ class Node:
             self.identity,
             self.gateways,
             self.domain,
+            self.clock,
             pace=replace(BROKER, window=config.custody.window),
             copies=config.custody.copies,
         )
         self.estimating = Estimating(
             config, self.domain, self.inbox, self.disk, self.clock, self.identity.kid
         )
-        self.inbound = Inbound(
+        self.asking = Asking(
             self.link,
-            self.uplink,
             self.identity,
             self.gateways,
             self.membership,
             self.inbox,
             self.disk,
             self.clock,
+            silent=lambda: self.uplink.custody.silent,
+        )
+        self.inbound = Inbound(
+            self.link,
+            self.uplink,
+            self.asking,
+            self.identity,
+            self.gateways,
+            self.membership,
+            self.inbox,
+            disk=self.disk,
+            clock=self.clock,
             heard=self.estimating.heard,
         )
+        # Of an earlier boot, perhaps, that never learned the time.
+        self.inbound.time_owed = self.clock.trusted and self.outbox.stats().untimed > 0
         self.sensing = Sensing(
             config,
             self.domain,
@@ -117,16 +147,9 @@ class Node:
             self.disk,
             self.clock,
             estimating=self.estimating,
-            attend=self.inbound.attend,
+            attend=self.asking.attend,
             appended=self.uplink.poke,
         )
-
-    def _keep(self, accepted: Credential | RevocationList) -> None:
-        """Rare, small, and wanted on the disk before anything depends on it."""
-        if isinstance(accepted, Credential):
-            self.inbox.keep_credential(accepted.raw, int(self.clock.now()))
-        else:
-            self.inbox.keep_revocation(accepted.raw)
 
     # - running
 
@@ -142,31 +165,48 @@ class Node:
             "drain": self.drain,
         }
         control = ControlServer(self.config.node.state, handlers)
-        await control.start()
-        try:
+        async with contextlib.AsyncExitStack() as ending:  # the last one first
+            ending.callback(self.disk.close)
+            ending.push_async_callback(self.disk, self.inbox.close)
+            ending.push_async_callback(self.disk, self.outbox.close)
+            ending.push_async_callback(self._end_work)
+            await control.start()
+            ending.push_async_callback(control.close)
             await self.link.start()
             await until(
                 stop,
                 self.uplink.run(),
                 self.inbound.run(),
-                self.inbound.greet(),
+                self.asking.run(),
                 self.sensing.run(),
                 self._keep_house(),
             )
-        finally:
-            await control.close()
-            await self.link.close()
-            await self.sensing.close()
+
+    async def _end_work(self) -> None:
+        await self.link.close()
+        await self.sensing.close()
+        try:
             await self.estimating.close()
-            await self.disk(self.outbox.close)
-            await self.disk(self.inbox.close)
-            self.disk.close()
+        except StoreError as error:
+            log.warning("what was learned of peers could not be saved: %s", error)
 
     async def _keep_house(self) -> None:
+        expire_at = time.monotonic() + HOUSEKEEPING
         while True:
-            await asyncio.sleep(HOUSEKEEPING)
-            with contextlib.suppress(StoreError):
-                await self.disk(self.inbox.expire, int(self.clock.now()))
+            try:
+                if self.clock.look():
+                    log.info("the system's clock is set")
+                    self.inbound.time_owed = True
+                if self.inbound.time_owed:
+                    await self.inbound.settle_time()
+                if time.monotonic() >= expire_at:
+                    expire_at = time.monotonic() + HOUSEKEEPING
+                    await self.disk(self.inbox.expire, int(self.clock.now()))
+            except StoreCorrupt:
+                raise
+            except StoreError:  # said already
+                pass
+            await asyncio.sleep(LOOK)
 
     # - looking in
 
@@ -174,7 +214,7 @@ class Node:
         """Ask to join (again), and say where that stands."""
         enrolled = self.membership.enrolled(self.clock.known)
         if not enrolled and self.link.up:
-            self.gateways.hello_soon()
+            self.asking.hello()
         credential = self.membership.credential
         return {
             "kid": self.identity.kid.hex(),
@@ -190,8 +230,7 @@ class Node:
         :raises QisError: it does not lead to our root.
         """
         try:
-            raw = bytes.fromhex(str(args.get("raw", "")))
-            self.gateways.add(self.membership.accept(raw, self.clock.known))
+            await self.inbound.credential(bytes.fromhex(str(args.get("raw", ""))))
         except (ValueError, Refused) as error:
             raise QisError(f"not a credential of this fleet: {error}") from error
         return await self.enroll({})
@@ -213,6 +252,7 @@ class Node:
             "site": self.fleet.site,
             "now": self.clock.now(),
             "clock_trusted": self.clock.trusted,
+            "disk": self.disk.trouble,
             "started": self.started,
             "enrolled": self.membership.enrolled(self.clock.known),
             "expires": credential.expires if credential else None,

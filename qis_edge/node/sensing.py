@@ -2,37 +2,50 @@
 
 Each sensor has a task that reads it at its interval; the distiller closes windows by the
 node's clock; each window's outcome is on the disk before anything is made of it.
+
+Readings belong to the era of the clock in which they were made. When the clock is set (a
+node without a clock learns the time), the windows of the old era are closed as they are
+and, where it was not to be believed, stated by the boot's clock.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qis_edge.clock import sleep_until
 from qis_edge.config import NodeConfig, SensorConfig
 from qis_edge.core.distil import Distilled, Distiller
 from qis_edge.core.domain import Domain, Situation
-from qis_edge.core.errors import SensorError
+from qis_edge.core.errors import SensorError, StoreCorrupt, StoreError
 from qis_edge.core.outcome import Outcome, Value
 from qis_edge.core.packet import Extensions
 from qis_edge.drivers import load_callable, load_driver
+from qis_edge.links.backoff import Backoff
 from qis_edge.node.estimating import ESTIMATE_TAG, Estimating, as_outcome
-from qis_edge.node.timekeeping import Timekeeper, boot_id, boot_seconds
-from qis_edge.sensor import Sensor
+from qis_edge.node.timekeeping import Timekeeper, boot_id
+from qis_edge.sensor import Reading, Sensor
 from qis_edge.store.forms import Pending, Unclocked
 from qis_edge.store.inbox import Inbox
 from qis_edge.store.outbox import Outbox
 from qis_edge.tasks import until
-from qis_edge.worker import Worker
+from qis_edge.worker import Disk, Worker
 
 log = logging.getLogger(__name__)
 
 #: Real seconds until a driver that could not be opened is tried again.
 REOPEN = 30.0
+#: Real seconds that a driver has to close when we end.
+CLOSING = 2.0
+#: Seconds between attempts to put an outcome on a disk that does not take it.
+RETRY_FIRST, RETRY_LONGEST = 0.5, 30.0
+#: Real seconds after which it is looked whether the clock was set.
+LOOK = 30.0
+#: Windows before the newest that are estimated after a gap, at most.
+MOST_BEHIND = 48
 
 Attend = Callable[[tuple[tuple[bytes, int], ...]], Awaitable[None]]
 
@@ -52,6 +65,17 @@ class _Running:
         return self.config.name or self.config.driver
 
 
+@dataclass(frozen=True, slots=True)
+class _Era:
+    """The clock in a time in which nobody set it.
+
+    :param offset: unix seconds at the boot's zero, by that clock; ``None``: to be believed.
+    """
+
+    number: int
+    offset: float | None
+
+
 class Sensing:
     """The sensors of a node and what is made of their readings.
 
@@ -65,7 +89,7 @@ class Sensing:
         domain: Domain,
         outbox: Outbox,
         inbox: Inbox,
-        disk: Worker,
+        disk: Disk,
         clock: Timekeeper,
         *,
         estimating: Estimating,
@@ -81,8 +105,12 @@ class Sensing:
         self._estimating = estimating
         self._attend = attend
         self._appended = appended
+        self._era = self._present_era()
         self._distiller = _distiller(config, domain)
-        self._stated = -1  # windows up to this start were stated, before a restart too
+        self._ended: list[tuple[Distilled, _Era]] = []  # windows of eras that are over
+        self._before = -1  # windows up to this start were stated before a restart
+        self._stated = -1  # the newest that was stated since
+        self._recalled = False
         self._closed = asyncio.Event()
         self._running = [
             _Running(one, load_driver(one.driver)(one.settings), Worker(f"sensor-{i}"))
@@ -95,7 +123,9 @@ class Sensing:
     async def run(self) -> None:
         """Sense until :attr:`stop`; then wait for ever."""
         own = await self._disk(self._inbox.own)
-        self._stated = max((outcome.time for _, outcome in own), default=-1)
+        now = self._clock.now()  # a wrong clock may have dated some in the future
+        self._before = max((one.time for _, one in own if one.time <= now), default=-1)
+        self._stated = self._before
         await self._begin()
         work = [self._read(one) for one in self._running] + [self._close_windows()]
         if self._config.synthesis.enabled:
@@ -108,17 +138,19 @@ class Sensing:
         """Hear of peers from the start, not only from the first window on."""
         situation = self._config.situation.at(self._domain, self._clock.now(), {})
         await self._attend_to(situation)
-        await self._estimating.recall(situation.fingerprint)
+        if self._clock.trusted and not self._recalled:
+            self._recalled = True
+            await self._estimating.recall(situation.fingerprint)
 
     async def close(self) -> None:
-        """Close the drivers."""
+        """Close the drivers. One that hangs is left to itself."""
         for one in self._running:
             if one.opened:
                 try:
-                    await one.worker(one.sensor.close)
-                except SensorError as error:
-                    log.debug("sensor %s: %s", one.name, error)
-            one.worker.close()
+                    await asyncio.wait_for(one.worker(one.sensor.close), CLOSING)
+                except Exception as error:  # noqa: BLE001 - a driver's fault is no reason to stay
+                    log.debug("sensor %s: %s", one.name, error or "does not close")
+            one.worker.close(0)
 
     # - reading
 
@@ -127,25 +159,33 @@ class Sensing:
             try:
                 await one.worker(one.sensor.open)
                 one.opened = True
-            except SensorError as error:
+            except Exception as error:  # noqa: BLE001 - one driver's fault is not the node's
                 self._failed(one, error)
                 await asyncio.sleep(REOPEN)
-        due = self._clock.now()
+        # The interval passes whatever is done to the clock meanwhile.
+        due = time.monotonic()
         while True:
             await self._read_once(one)
-            due = max(due + one.config.interval, self._clock.now())
-            await sleep_until(self._clock, due)
+            due = max(due + self._clock.real(one.config.interval), time.monotonic())
+            await asyncio.sleep(due - time.monotonic())
 
     async def _read_once(self, one: _Running) -> None:
+        self._turn()
+        era = self._era
         try:
             readings = await one.worker(one.sensor.read, self._clock.now())
-        except SensorError as error:
+            self._turn()
+            if era is self._era:  # or they are dated by a clock that was set meanwhile
+                self._feed(one, readings)
+        except Exception as error:  # noqa: BLE001 - one driver's fault is not the node's
             self._failed(one, error)
             return
         if one.error is not None:
             log.info("sensor %s works again", one.name)
             one.error = None
         one.reads += 1
+
+    def _feed(self, one: _Running, readings: Sequence[Reading]) -> None:
         for reading in readings:
             values: dict[str, Value] = {
                 channel.result: reading.values.get(name)
@@ -153,39 +193,65 @@ class Sensing:
             }
             self._distiller.feed(reading.time, values)
 
-    def _failed(self, one: _Running, error: SensorError) -> None:
+    def _failed(self, one: _Running, error: Exception) -> None:
         one.failures += 1
         if one.error is None:
-            log.warning("sensor %s: %s", one.name, error)
-        one.error = str(error)
+            unexpected = not isinstance(error, SensorError)
+            log.warning("sensor %s: %s", one.name, error or repr(error), exc_info=unexpected)
+        one.error = str(error) or repr(error)
 
     # - windows
 
+    def _present_era(self) -> _Era:
+        return _Era(self._clock.era, None if self._clock.trusted else self._clock.offset)
+
+    def _turn(self) -> None:
+        """If the clock was set, close the windows of before, full or not, and begin anew."""
+        if self._era.number == self._clock.era:
+            return
+        end = self._distiller.next_deadline()
+        if end is not None:
+            closed = self._distiller.roll(end)
+            self._ended += [(one, self._era) for one in closed if one.outcome.samples]
+        self._distiller = _distiller(self._config, self._domain)
+        self._era = self._present_era()
+
     async def _close_windows(self) -> None:
         while True:
-            closed = self._distiller.roll(self._clock.now())
-            for window in closed:
-                if window.outcome.time > self._stated or not self._clock.trusted:
-                    await self._state(window)
-            deadline = self._distiller.next_deadline()
-            await sleep_until(self._clock, deadline or self._clock.now() + 1.0)
+            self._turn()
+            closed = [(one, self._era) for one in self._distiller.roll(self._clock.now())]
+            ended, self._ended = self._ended, []
+            for window, era in ended + closed:
+                if era.offset is not None or window.outcome.time > self._before:
+                    await self._state(window.outcome, era)
+            if ended:
+                await self._begin()
+            deadline = self._distiller.next_deadline() or self._clock.now() + 1.0
+            # It may be set back: then the end of the window is not what is to be waited for.
+            await self._clock.sleep_until(min(deadline, self._clock.now() + self._look))
 
-    async def _state(self, window: Distilled) -> None:
+    @property
+    def _look(self) -> float:
+        """:data:`LOOK` by the node's clock."""
+        return LOOK / self._clock.real(1.0)
+
+    async def _state(self, outcome: Outcome, era: _Era) -> None:
         """Put an outcome on the disk, then hear of its situation."""
-        outcome = window.outcome
         named = {str(name): value for name, value in outcome.results.items()}
         situation = self._config.situation.at(self._domain, outcome.time, named)
-        await self._append(outcome, situation, ())
-        self._estimating.measured(outcome)
-        self._stated = outcome.time
+        await self._append(outcome, situation, (), era)
+        if era.offset is None:
+            self._estimating.measured(outcome)
+            self._stated = outcome.time
+            self._closed.set()
         await self._attend_to(situation)
-        self._closed.set()
 
-    async def _append(self, outcome: Outcome, situation: Situation, tags: tuple[str, ...]) -> None:
+    async def _append(
+        self, outcome: Outcome, situation: Situation, tags: tuple[str, ...], era: _Era
+    ) -> None:
         unclocked = None
-        if not self._clock.trusted:
-            age = self._clock.now() - outcome.time
-            unclocked = Unclocked(boot_id(), max(0.0, boot_seconds() - age))
+        if era.offset is not None:
+            unclocked = Unclocked(boot_id(), max(0.0, outcome.time - era.offset))
         pending = Pending(
             self._domain.quantise(outcome),
             situation.fingerprint,
@@ -193,41 +259,66 @@ class Sensing:
             extensions=Extensions(vector=situation.vector, tags=tags),
             unclocked=unclocked,
         )
-        await self._disk(self._put, pending, own=not tags)
+        await self._keep(pending)
+        if unclocked is None and not tags:
+            await self._keep_own(pending)
         self._appended()
 
-    def _put(self, pending: Pending, *, own: bool) -> None:
-        """In the disk's thread: the outbox first, it is the one that must not lose any."""
-        self._outbox.append_many([pending])
-        if own:
-            self._inbox.keep_own(pending.fingerprint, [pending.outcome])
+    async def _keep(self, pending: Pending) -> None:
+        """Into the outbox, however long it takes: windows that end meanwhile wait."""
+        backoff = Backoff(RETRY_FIRST, RETRY_LONGEST)
+        while True:
+            try:
+                await self._disk(self._outbox.append_many, [pending])
+            except StoreCorrupt:
+                raise
+            except StoreError:  # said already
+                await asyncio.sleep(backoff.next())
+            else:
+                return
+
+    async def _keep_own(self, pending: Pending) -> None:
+        """To compare peers with; what is missing there only means that less is learned."""
+        try:
+            await self._disk(self._inbox.keep_own, pending.fingerprint, [pending.outcome])
+        except StoreCorrupt:
+            raise
+        except StoreError:  # said already
+            pass
 
     async def _attend_to(self, situation: Situation) -> None:
         if situation.fingerprint == self.address:
             return
         self.address = situation.fingerprint
         bits = self._config.peers.bits
-        await self._attend(situation.widen(bits) if bits < 256 else ((self.address, 256),))
+        wider = situation.widen(bits) if bits < 256 else ()
+        await self._attend(((self.address, 256), *wider))
 
     # - estimates
 
     async def _estimate(self) -> None:
         """After each window: wait for peers, then synthesise what they say of it."""
-        done = self._stated
+        length = self._config.distil.window
+        done = self._before
         while True:
             await self._closed.wait()
             self._closed.clear()
-            while self.address is not None and done < self._stated:
-                start = max(done + self._config.distil.window, 0) if done >= 0 else self._stated
-                done = min(start, self._stated)
-                end = done + self._config.distil.window
-                await sleep_until(self._clock, end + self._config.synthesis.wait)
-                estimate = await self._estimating.estimate(done)
-                if self._config.synthesis.emit and estimate.results:
-                    outcome = as_outcome(estimate)
-                    named = {str(name): value for name, value in outcome.results.items()}
-                    situation = self._config.situation.at(self._domain, outcome.time, named)
-                    await self._append(outcome, situation, (ESTIMATE_TAG,))
+            if done < 0 or done > self._stated:  # the first of all, or the clock was set back
+                done = self._stated - length
+            done = max(done, self._stated - MOST_BEHIND * length)
+            while done < self._stated:
+                done += min(length, self._stated - done)
+                await self._clock.sleep_until(done + length + self._config.synthesis.wait)
+                await self._estimate_one(done)
+
+    async def _estimate_one(self, start: int) -> None:
+        estimate = await self._estimating.estimate(start)
+        if not (self._config.synthesis.emit and estimate.results):
+            return
+        outcome = as_outcome(estimate)
+        named = {str(name): value for name, value in outcome.results.items()}
+        situation = self._config.situation.at(self._domain, outcome.time, named)
+        await self._append(outcome, situation, (ESTIMATE_TAG,), self._era)
 
     # - looking in
 

@@ -7,6 +7,8 @@ boot and its monotonic clock, and get their true time later.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
 from pathlib import Path
 
@@ -18,6 +20,10 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _TIMESYNC = Path("/run/systemd/timesync")
 #: A gateway's time that differs by less changes nothing, seconds.
 TOLERANCE = 2.0
+#: What the clock jumps by more is a step: what was timed before belongs to another era.
+STEP = 60.0
+#: Seconds after which whoever sleeps looks at the clock again.
+_LOOK = 30.0
 
 
 def boot_id() -> str:
@@ -36,6 +42,10 @@ def boot_seconds() -> float:
 class Timekeeper:
     """The node's clock, and whether it may be believed. It is a :class:`qis_edge.clock.Clock`.
 
+    The system's clock is believed where it was set from outside. Otherwise time is counted
+    from the boot, so that nobody's setting of the system's clock moves it: from what is
+    known to have passed at first, from what a gateway told later.
+
     :param clock: the configured one; a simulated clock is always believed.
     :param floor: unix seconds that have surely passed.
     :param synchronised: whether the system's clock was set from outside; ``None`` looks.
@@ -43,17 +53,28 @@ class Timekeeper:
 
     def __init__(self, clock: Clock, floor: int, *, synchronised: bool | None = None) -> None:
         self._clock = clock
+        self._given = synchronised
+        self._simulated = not isinstance(clock, SystemClock)
+        self._teller = b""  # who told the time; nobody in particular while this is empty
+        self._stepped = asyncio.Event()
+        #: Seconds by which it may be wrong.
         self.uncertainty = 0.0
-        simulated = not isinstance(clock, SystemClock)
-        if synchronised is None:
-            synchronised = _is_synchronised()
-        self.trusted = simulated or (synchronised and clock.now() >= max(floor, BUILT))
-        self._floor = floor
+        #: How often it was set by more than a little.
+        self.era = 0
+        #: Unix seconds at this boot's monotonic zero; ``None`` where the system's clock rules.
+        self.offset: float | None = None
+        self.trusted = self._simulated or self._system_is_right(floor)
+        if not self.trusted:
+            self.offset = max(clock.now(), float(floor)) - boot_seconds()
+
+    def _system_is_right(self, floor: int) -> bool:
+        known = _synchronised() if self._given is None else self._given
+        # Where nobody says whether it was set, it must at least not contradict what we know.
+        return known is not False and self._clock.now() >= (BUILT if known else max(floor, BUILT))
 
     def now(self) -> float:
-        """Unix seconds; never before the floor while nobody has told the time."""
-        now = self._clock.now()
-        return now if self.trusted else max(now, float(self._floor))
+        """Unix seconds."""
+        return self._clock.now() if self.offset is None else self.offset + boot_seconds()
 
     def real(self, seconds: float) -> float:
         """See :class:`qis_edge.clock.Clock`."""
@@ -64,26 +85,63 @@ class Timekeeper:
         """The time where it may be believed, for judging credentials."""
         return self.now() if self.trusted else None
 
-    def learn(self, seconds: float, uncertainty: float) -> bool:
-        """A gateway told the time; whether that was news.
+    # - learning
 
-        A clock that is believed is left alone: it is the system's to keep.
+    def learn(self, seconds: float, uncertainty: float, teller: bytes = b"") -> bool:
+        """Somebody told the time; whether that was news.
+
+        A system's clock that was set from outside is left alone. A clock that was told may
+        be corrected by who told it, and by nobody else: two gateways that disagree must not
+        push it to and fro.
+
+        :param seconds: unix seconds, now.
+        :param teller: kid of the gateway, which proved itself.
         """
-        if self.trusted:
+        if self.offset is None:
             return False
-        self._clock = SystemClock(seconds - time.time())
-        self.uncertainty = uncertainty
-        self.trusted = True
+        if self.trusted and (
+            self._teller not in (b"", teller)
+            or abs(seconds - self.now()) <= max(TOLERANCE, uncertainty)
+        ):
+            return False
+        self._set(seconds - boot_seconds(), uncertainty, teller)
         return True
 
+    def look(self) -> bool:
+        """Look whether the system's clock was set from outside since; whether that was news."""
+        if self.offset is None or not (self._given is None and _synchronised()):
+            return False
+        if self._clock.now() < BUILT:
+            return False
+        self._set(None, 0.0, b"")
+        return True
+
+    def _set(self, offset: float | None, uncertainty: float, teller: bytes) -> None:
+        before, untrusted = self.now(), not self.trusted
+        self.offset, self.uncertainty, self._teller = offset, uncertainty, teller
+        self.trusted = True
+        if untrusted or abs(self.now() - before) > STEP:
+            self.era += 1
+            self._stepped.set()
+            self._stepped = asyncio.Event()
+
     @property
-    def offset(self) -> float:
+    def boot_offset(self) -> float:
         """Unix seconds at the monotonic zero of this boot."""
         return self.now() - boot_seconds()
 
+    # - waiting
 
-def _is_synchronised() -> bool:
-    """What systemd-timesyncd says; where it does not run, the clock is taken as set."""
+    async def sleep_until(self, when: float) -> None:
+        """Until it shows ``when``, or is set."""
+        stepped = self._stepped
+        while (left := when - self.now()) > 0 and not stepped.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stepped.wait(), min(self.real(left), _LOOK))
+
+
+def _synchronised() -> bool | None:
+    """What systemd-timesyncd says; ``None`` where it does not run."""
     if not _TIMESYNC.is_dir():
-        return True
+        return None
     return (_TIMESYNC / "synchronized").exists()
