@@ -164,6 +164,12 @@ def each_form() -> bytes:
     return with_columns(0, 90, b"\x00\x78", {**numbers, **words}, [[""], [0]])
 
 
+def past_the_order(scalar: bytes) -> bytes:
+    """The other S of the same value, below 2^256."""
+    order = 2**252 + 27742317777372353535851937790883648493
+    return (int.from_bytes(scalar, "little") + order).to_bytes(32, "little")
+
+
 def nested(depth: int) -> list[object]:
     return [nested(depth - 1)] if depth > 1 else []
 
@@ -204,6 +210,7 @@ def refused() -> dict[str, bytes]:
         + good[17:],
         "a signature of 63 bytes": good.replace(b"\x58\x40", b"\x58\x3f", 1)[:-1],
         "signature changed": good[:-1] + bytes((good[-1] ^ 1,)),
+        "signature with S past the order": good[:-32] + past_the_order(good[-32:]),
         "payload changed": good.replace(ADDRESS, ADDRESS[:-1] + bytes((ADDRESS[-1] ^ 1,))),
         "signed by another key": good[:9] + ME.kid + cose.sign1(other, body, AAD)[17:],
         "signed for another purpose": cose.sign1(ME, body, b"qis/credential/1"),

@@ -18,7 +18,7 @@ from qis_edge.core.credential import (
     issue,
 )
 from qis_edge.core.errors import Reason, Refused
-from qis_edge.core.identity import Identity
+from qis_edge.core.identity import Identity, PublicKey
 from qis_edge.core.messages import (
     HELLO_AAD,
     POSITION_AAD,
@@ -294,6 +294,10 @@ def refused_enrolments() -> dict[str, bytes]:
         return b"\x82\x04" + cwt(claims, by, aad)
 
     forged = cwt(wish, OTHER, ENROLMENT_AAD).replace(OTHER.kid, NODE.kid, 1)
+    # The neutral element: R = S·B signs everything, here with S = 1.
+    nobody = PublicKey(b"\x01" + bytes(31))
+    weak = cwt({2: "barn-3", 8: {1: {1: 1, -1: 6, -2: nobody.raw}}}, NODE, ENROLMENT_AAD)
+    weak = weak[:-64].replace(NODE.kid, nobody.kid, 1) + b"\x58" + b"\x66" * 31 + nobody.raw
     return {
         "enrolment: nothing": b"\x82\x04",
         "enrolment: no CWT": b"\x82\x04" + good[4:],
@@ -305,6 +309,7 @@ def refused_enrolments() -> dict[str, bytes]:
         "enrolment: of another's key": enrolment(wish, OTHER),
         "enrolment: signed by another": b"\x82\x04" + forged,
         "enrolment: signed for another purpose": enrolment(wish, aad=CREDENTIAL_AAD),
+        "enrolment: of a key of small order": b"\x82\x04" + weak,
         "enrolment: signature changed": last_bit(good),
     }
 
