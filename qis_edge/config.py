@@ -17,10 +17,12 @@ from types import MappingProxyType
 from typing import Any
 
 from qis_edge.clock import Clock, SimulatedClock, SystemClock
+from qis_edge.core.distil import Distiller
 from qis_edge.core.domain import Domain
 from qis_edge.core.errors import SensorError, UsageError
+from qis_edge.core.outcome import Value
 from qis_edge.core.template import NUMERIC_STATISTICS, WORD_STATISTICS, Statistic
-from qis_edge.drivers import driver_names, load_driver
+from qis_edge.drivers import driver_names, load_callable, load_driver
 from qis_edge.links.mqtt_settings import PROTOCOLS, MqttSettings
 from qis_edge.schema import (
     NAME,
@@ -183,6 +185,10 @@ class SensorConfig:
         example={"cpu_temperature": "temperature"},
     )
     settings: Mapping[str, Any] = leftover()
+
+    def results(self, values: Mapping[str, Value]) -> dict[str, Value]:
+        """By result what a reading has by channel; a channel that it lacks is missing."""
+        return {channel.result: values.get(name) for name, channel in self.channels.items()}
 
     @staticmethod
     def parts(made: dict[str, Any], where: Where) -> None:
@@ -486,6 +492,21 @@ class NodeConfig:
             for sensor in self.sensors
             for channel in sensor.channels.values()
         }
+
+    def make_distiller(self, domain: Domain, *, expected: int | None = None) -> Distiller:
+        """What makes outcomes of the sensors' readings.
+
+        :param expected: readings of a full window, where others than :attr:`expected`.
+        :raises UsageError: the function cannot be imported.
+        """
+        function = self.distil.function
+        return Distiller(
+            domain,
+            window=self.distil.window,
+            expected=self.expected if expected is None else expected,
+            results=self.results,
+            function=None if function is None else load_callable(function),
+        )
 
     @staticmethod
     def parts(made: dict[str, Any], where: Where) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from qis_edge.core.domain import Domain, Field, Situation
 from qis_edge.core.errors import ConfigError
-from qis_edge.core.outcome import Value
+from qis_edge.core.outcome import Outcome, Value
 from qis_edge.schema import (
     WORD,
     Flag,
@@ -281,6 +281,11 @@ class SituationConfig:
                 vector[name] = number
         whole = bool(vector) and len(vector) == len(self.vector)
         return domain.situation(fields, vector=vector if whole else None)
+
+    def of(self, domain: Domain, outcome: Outcome) -> Situation:
+        """The situation of the window that an outcome states."""
+        results = {str(domain.name_of(label)): v for label, v in outcome.results.items()}
+        return self.at(domain, outcome.time, results)
 
     @staticmethod
     def parts(made: dict[str, Any], where: Where) -> None:

@@ -9,13 +9,12 @@ from typing import Any
 
 from qis_edge.cli.program import OK, PROBLEM, complain, note, print_json
 from qis_edge.config import NodeConfig, SensorConfig, load_node
-from qis_edge.core.distil import Distiller
 from qis_edge.core.domain import Domain, Situation
 from qis_edge.core.errors import KeyFileError, SensorError, UsageError
 from qis_edge.core.identity import Identity
-from qis_edge.core.outcome import Kind, Label, Outcome, Value
+from qis_edge.core.outcome import Outcome
 from qis_edge.core.packet import Extensions, Packet, pack
-from qis_edge.drivers import load_callable, load_driver
+from qis_edge.drivers import load_driver
 from qis_edge.keys import read_key
 from qis_edge.sensor import Reading
 from qis_edge.terminal import moment, pairs, table
@@ -56,8 +55,7 @@ def _test(args: argparse.Namespace) -> int:
         complain("no sensor gave a reading", "a replay gives what is due by the node's clock")
         return PROBLEM
     outcome = _distil(config, domain, looks, start)
-    named = {str(name): value for name, value in outcome.results.items()}
-    situation = config.situation.at(domain, outcome.time, named)
+    situation = config.situation.of(domain, outcome)
     packet = pack(
         [domain.quantise(outcome)],
         identity=_identity(config),
@@ -106,26 +104,15 @@ def _distil(config: NodeConfig, domain: Domain, looks: Sequence[_Look], start: i
     inside = [
         [reading for reading in look.readings if start <= reading.time < end] for look in looks
     ]
-    function = config.distil.function
-    distiller = Distiller(
-        domain,
-        window=config.distil.window,
-        expected=max(1, *map(len, inside)),
-        results=config.results,
-        function=None if function is None else load_callable(function),
-    )
+    distiller = config.make_distiller(domain, expected=max(1, *map(len, inside)))
+    distiller.roll(start)  # even if every value is missing or implausible
     for look, readings in zip(looks, inside, strict=True):
         for reading in readings:
-            values: dict[str, Value] = {
-                channel.result: reading.values.get(name)
-                for name, channel in look.config.channels.items()
-            }
-            distiller.feed(reading.time, values)
-    closed = distiller.roll(end)
-    if not closed:  # every value was missing or implausible
-        nothing: dict[Label, Value] = dict.fromkeys(config.results)
-        return Outcome(start, Kind.OPEN, samples=0, confidence=0.0, results=nothing)
-    return closed[-1].outcome
+            distiller.feed(reading.time, look.config.results(reading.values))
+    (outcome,) = distiller.roll(end)
+    if distiller.last_error is not None:
+        complain(f"distil.function: {distiller.last_error}", "the statistics took its place")
+    return outcome
 
 
 def _identity(config: NodeConfig) -> Identity:

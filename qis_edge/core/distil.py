@@ -84,23 +84,6 @@ class Window:
     readings: Sequence[tuple[float, Mapping[str, Value]]]
 
 
-@dataclass(frozen=True, slots=True)
-class Distilled:
-    """A closed window.
-
-    :param fields: what it says of the situation; a field whose result is missing has the
-        value that it had last, and is left out where it never had one.
-    """
-
-    outcome: Outcome
-    fields: Mapping[str, str]
-
-
-#: The fields of the situation in a window: its start and results in, values (or ``None``
-#: where the result that a field is taken from is missing) out.
-Situate = Callable[[int, Mapping[str, Value]], Mapping[str, str | None]]
-
-
 class Distiller:
     """Turns one node's readings into outcomes. Pure: time comes with each call.
 
@@ -108,8 +91,6 @@ class Distiller:
     :param expected: readings of a full window; 1 or more.
     :param results: name of each result that the node gives → its statistic, or ``None`` for
         the template's.
-    :param situate: see :data:`Situate`.
-    :param grace: seconds that a window stays open for late readings after its end.
     :param function: takes the place of the statistics and of the formula above.
     :raises UsageError: a result is not in the template, a statistic does not suit it, or a
         number is out of bounds.
@@ -122,8 +103,6 @@ class Distiller:
         window: int,
         expected: int,
         results: Mapping[str, Statistic | str | None],
-        situate: Situate | None = None,
-        grace: float = 0.0,
         function: Callable[[Window], Outcome] | None = None,
     ) -> None:
         for number, name in ((window, "window"), (expected, "expected")):
@@ -138,9 +117,6 @@ class Distiller:
             name: (domain.result(name), _statistic(domain.result(name), chosen))
             for name, chosen in results.items()
         }
-        self._situate = situate
-        self._fields: dict[str, str] = {}
-        self._grace = grace
         self._function = function
         self._open: dict[int, _Readings] = {}
         self._current: int | None = None  # start of the oldest window that is not closed
@@ -195,11 +171,12 @@ class Distiller:
     def next_deadline(self) -> float | None:
         """Unix seconds at which :meth:`roll` has something to do, or ``None`` before
         anything was fed or rolled."""
-        return None if self._current is None else self._current + self._length + self._grace
+        return None if self._current is None else self._current + self._length
 
-    def roll(self, now: float) -> list[Distilled]:
-        """Close the windows that have ended by ``now`` (unix seconds), oldest first."""
-        here = self._start(max(0.0, now - self._grace))
+    def roll(self, now: float) -> list[Outcome]:
+        """Close the windows that have ended by ``now`` (unix seconds): their outcomes, oldest
+        first."""
+        here = self._start(max(0.0, now))
         if self._current is None:
             self._current = here
         if here > self._current:
@@ -225,14 +202,12 @@ class Distiller:
         self.skipped += empty
         return filled
 
-    def _close(self, start: int, readings: _Readings | None) -> Distilled:
+    def _close(self, start: int, readings: _Readings | None) -> Outcome:
         readings = readings or _Readings(False)
         outcome = None
         if self._function is not None:
             outcome = self._by_function(start, readings)
-        if outcome is None:
-            outcome = self._by_formula(start, readings)
-        return Distilled(outcome, self._situation(outcome))
+        return outcome if outcome is not None else self._by_formula(start, readings)
 
     def _by_function(self, start: int, readings: _Readings) -> Outcome | None:
         assert self._function is not None
@@ -273,15 +248,6 @@ class Distiller:
             results=results,
         )
         return self._domain.quantise(outcome)
-
-    def _situation(self, outcome: Outcome) -> dict[str, str]:
-        if self._situate is None:
-            return {}
-        named = {str(self._domain.name_of(k)): v for k, v in outcome.results.items()}
-        for field, value in self._situate(outcome.time, named).items():
-            if value is not None:
-                self._fields[field] = value
-        return dict(self._fields)
 
 
 def _statistic(result: Result, chosen: Statistic | str | None) -> Statistic:

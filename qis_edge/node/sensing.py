@@ -18,12 +18,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from qis_edge.config import NodeConfig, SensorConfig
-from qis_edge.core.distil import Distilled, Distiller
 from qis_edge.core.domain import Domain, Situation
 from qis_edge.core.errors import SensorError, StoreCorrupt, StoreError
-from qis_edge.core.outcome import Outcome, Value
+from qis_edge.core.outcome import Outcome
 from qis_edge.core.packet import Extensions
-from qis_edge.drivers import load_callable, load_driver
+from qis_edge.drivers import load_driver
 from qis_edge.links.backoff import Backoff
 from qis_edge.node.estimating import ESTIMATE_TAG, Estimating, as_outcome
 from qis_edge.node.timekeeping import Timekeeper, boot_id
@@ -106,8 +105,9 @@ class Sensing:
         self._attend = attend
         self._appended = appended
         self._era = self._present_era()
-        self._distiller = _distiller(config, domain)
-        self._ended: list[tuple[Distilled, _Era]] = []  # windows of eras that are over
+        self._distiller = config.make_distiller(domain)
+        self._function_error: str | None = None
+        self._ended: list[tuple[Outcome, _Era]] = []  # windows of eras that are over
         self._before = -1  # windows up to this start were stated before a restart
         self._stated = -1  # the newest that was stated since
         self._recalled = False
@@ -187,11 +187,7 @@ class Sensing:
 
     def _feed(self, one: _Running, readings: Sequence[Reading]) -> None:
         for reading in readings:
-            values: dict[str, Value] = {
-                channel.result: reading.values.get(name)
-                for name, channel in one.config.channels.items()
-            }
-            self._distiller.feed(reading.time, values)
+            self._distiller.feed(reading.time, one.config.results(reading.values))
 
     def _failed(self, one: _Running, error: Exception) -> None:
         one.failures += 1
@@ -212,8 +208,8 @@ class Sensing:
         end = self._distiller.next_deadline()
         if end is not None:
             closed = self._distiller.roll(end)
-            self._ended += [(one, self._era) for one in closed if one.outcome.samples]
-        self._distiller = _distiller(self._config, self._domain)
+            self._ended += [(one, self._era) for one in closed if one.samples]
+        self._distiller = self._config.make_distiller(self._domain)
         self._era = self._present_era()
 
     async def _close_windows(self) -> None:
@@ -221,14 +217,22 @@ class Sensing:
             self._turn()
             closed = [(one, self._era) for one in self._distiller.roll(self._clock.now())]
             ended, self._ended = self._ended, []
-            for window, era in ended + closed:
-                if era.offset is not None or window.outcome.time > self._before:
-                    await self._state(window.outcome, era)
+            for outcome, era in ended + closed:
+                if era.offset is not None or outcome.time > self._before:
+                    await self._state(outcome, era)
+            self._judge_function()
             if ended:
                 await self._begin()
             deadline = self._distiller.next_deadline() or self._clock.now() + 1.0
             # It may be set back: then the end of the window is not what is to be waited for.
             await self._clock.sleep_until(min(deadline, self._clock.now() + self._look))
+
+    def _judge_function(self) -> None:
+        """Say what the user's function fails with, once."""
+        error = self._distiller.last_error
+        if error is not None and error != self._function_error:
+            self._function_error = error
+            log.warning("distil.function: %s; the statistics take its place", error)
 
     @property
     def _look(self) -> float:
@@ -237,8 +241,7 @@ class Sensing:
 
     async def _state(self, outcome: Outcome, era: _Era) -> None:
         """Put an outcome on the disk, then hear of its situation."""
-        named = {str(name): value for name, value in outcome.results.items()}
-        situation = self._config.situation.at(self._domain, outcome.time, named)
+        situation = self._config.situation.of(self._domain, outcome)
         await self._append(outcome, situation, (), era)
         if era.offset is None:
             self._estimating.measured(outcome)
@@ -316,8 +319,7 @@ class Sensing:
         if not (self._config.synthesis.emit and estimate.results):
             return
         outcome = as_outcome(estimate)
-        named = {str(name): value for name, value in outcome.results.items()}
-        situation = self._config.situation.at(self._domain, outcome.time, named)
+        situation = self._config.situation.of(self._domain, outcome)
         await self._append(outcome, situation, (ESTIMATE_TAG,), self._era)
 
     # - looking in
@@ -335,14 +337,3 @@ class Sensing:
             }
             for one in self._running
         ]
-
-
-def _distiller(config: NodeConfig, domain: Domain) -> Distiller:
-    function = config.distil.function
-    return Distiller(
-        domain,
-        window=config.distil.window,
-        expected=config.expected,
-        results=config.results,
-        function=None if function is None else load_callable(function),
-    )
