@@ -18,7 +18,7 @@ from qis_edge.control import is_running
 from qis_edge.core.credential import Enrolment, RevocationList
 from qis_edge.core.errors import QisError, Refused, UsageError
 from qis_edge.keys import read_key
-from qis_edge.terminal import duration, harmless, moment
+from qis_edge.terminal import duration, harmless, moment, plural
 
 
 def permit(args: argparse.Namespace) -> int:
@@ -113,7 +113,7 @@ def _take_list(fleet: Fleet, path: Path) -> RevocationList:
 
 def _write_list(path: Path, made: RevocationList) -> None:
     words = [
-        f"Revocation list {made.number}, {len(made.kids)} key(s).",
+        f"Revocation list {made.number}, {plural(len(made.kids), 'key')}.",
         f"On each gateway: qis-gateway revoke --list {path.name}",
     ]
     write_letter(path, words, [made.raw])

@@ -29,7 +29,7 @@ from qis_edge.core.identity import Identity
 from qis_edge.keys import FleetFile, read_key
 from qis_edge.links.mqtt_settings import is_loopback
 from qis_edge.schema.text import sample
-from qis_edge.terminal import moment
+from qis_edge.terminal import moment, plural
 
 #: A gateway's credential is made anew when it ends within so many seconds.
 RENEW = 90 * 86400
@@ -177,7 +177,7 @@ def check(args: argparse.Namespace) -> int:
     config: GatewayConfig | None = None
     with collecting(problems, "config"):
         config = load_gateway(config_path(args.config, "gateway"))
-        good.append(f"{config.path}: {len(config.routing.engines)} routing engine(s)")
+        good.append(f"{config.path}: {plural(len(config.routing.engines), 'routing engine')}")
     if config is not None:
         _check_keys(config, problems, good)
         with collecting(problems, "broker"):

@@ -82,6 +82,8 @@ def _show_status(found: dict[str, Any]) -> None:
         ("time", moment(now) + ("" if found.get("clock_trusted", True) else " (not yet trusted)")),
         ("enrolled", _enrolment(found, now)),
     ]
+    if found.get("disk"):
+        rows.append(("warning", found["disk"]))
     if found.get("address"):
         rows.append(("address", found["address"]))
     if (link := found.get("link")) is not None:
@@ -102,8 +104,14 @@ def _show_status(found: dict[str, Any]) -> None:
             rows.append(("lost", plural(outbox["evicted_unsent"], "outcome") + " for want of room"))
     if (peers := found.get("peers")) is not None:
         rows.append(("peers", f"{peers['packets']} packets of {peers['senders']} senders"))
-    if "estimates" in found:
-        rows.append(("estimates", found["estimates"]))
+    if (estimates := found.get("estimates")) is not None:
+        failures = plural(estimates["hook_failures"], "failure") + " of the hook"
+        made = f"{estimates['made']} made"
+        rows.append(("estimates", made + (f", {failures}" if estimates["hook_failures"] else "")))
+        rows += [
+            ("warning", f"our own {name} is doubtful: peers agree on something else")
+            for name in estimates["doubtful"]
+        ]
     for one in found.get("sensors", ()):
         said = one["error"] or f"{plural(one['reads'], 'look')}, {one['failures']} failed"
         rows.append(("sensor", f"{one['name']}: {said}"))

@@ -19,6 +19,7 @@ from qis_edge.drivers import load_callable, load_driver
 from qis_edge.keys import FleetFile, read_key, write_key
 from qis_edge.schema import loads
 from qis_edge.schema.text import sample, toml
+from qis_edge.terminal import plural
 
 # --- init ------------------------------------------------------------------------------
 
@@ -231,8 +232,10 @@ def check(args: argparse.Namespace) -> int:
     config: NodeConfig | None = None
     with collecting(problems, "config"):
         config = load_node(path)
+        domain, sensors = config.situation.load_domain(), len(config.sensors)
         good.append(
-            f"{config.path}: {config.situation.load_domain()!r}, {len(config.sensors)} sensor(s)"
+            f"{config.path}: {domain.name} (revision {domain.revision}), "
+            f"{plural(sensors, 'sensor')}"
         )
     if config is not None:
         _check_state(config, problems, good)

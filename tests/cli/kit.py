@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -173,8 +174,37 @@ def deposited(ready: Site) -> Identity:
     return identity
 
 
+#: Keys of ``--json`` whose own keys are data: names and reasons.
+BY_NAME = {"refused", "results", "values", "fields", "strangers"}
+
+
+def keys_of(value: Any, name: str = "") -> Iterator[str]:
+    """Every key of what ``--json`` shows, dotted."""
+    if isinstance(value, dict) and name.rpartition(".")[2] not in BY_NAME:
+        for key, inner in value.items():
+            yield f"{name}.{key}".lstrip(".")
+            yield from keys_of(inner, f"{name}.{key}".lstrip("."))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from keys_of(inner, name)
+
+
+def check_documented(program: str, verb: str, shown: Any) -> None:
+    """Every key is named where the page describes the verb."""
+    page = (ROOT / "docs/commands.md").read_text()
+    (chapter,) = re.findall(
+        rf"^## `{program} {verb}`\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL
+    )
+    if "as `qis-edge check`" in chapter or "as in `status`" in chapter:
+        chapter = page
+    for key in keys_of(shown):
+        assert f"`{key.rpartition('.')[2]}`" in chapter, (verb, key)
+
+
+#: What running daemons answer; ``test_running`` holds it against real ones.
 RUNNING_NODE: dict[str, Any] = {
     "name": "field-1", "kid": "aa", "site": "north", "now": NOW, "clock_trusted": False,
+    "disk": "outbox.db: the disk is full",
     "started": NOW, "enrolled": True, "expires": NOW + 86400, "address": "bb",
     "link": {"name": "mqtt", "url": "mqtt://h", "up": False, "frames_in": 1, "frames_out": 1,
              "bytes_in": 1, "bytes_out": 1, "last_error": "refused \x1b[2J"},
@@ -184,7 +214,7 @@ RUNNING_NODE: dict[str, Any] = {
                "budget": 64000000},
     "custody": {"sent": 1, "resent": 0, "receipted": 1, "refused": 0, "in_flight": 0},
     "peers": {"packets": 5, "senders": 2, "heard": 5, "refused": {}},
-    "estimates": 7,
+    "estimates": {"made": 7, "hook_failures": 2, "doubtful": ["temperature"]},
     "sensors": [{"name": "roof", "driver": "system", "open": True, "reads": 3, "failures": 1,
                  "error": None}],
 }  # fmt: skip

@@ -43,7 +43,10 @@ def test_status_of_a_running_node(ready: Site) -> None:
     assert "enrolled   yes, for 1 d\n" in out
     assert "(not yet trusted)" in out
     assert r"refused \x1b[2J" in out
+    assert "warning    outbox.db: the disk is full\n" in out
     assert "4 outcomes for want of room" in out
+    assert "estimates  7 made, 2 failures of the hook\n" in out
+    assert "warning    our own temperature is doubtful" in out
     assert "\x1b" not in out
 
 

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.cli.kit import ROOT, Site, command
+from tests.cli.kit import (
+    ROOT,
+    RUNNING_GATEWAY,
+    RUNNING_NODE,
+    Site,
+    check_documented,
+    command,
+    keys_of,
+)
+from tests.mosquitto import free_port
 
 
 def replaying(ready: Site) -> None:
@@ -40,6 +53,21 @@ def test_run_test_shows_the_packet_and_keeps_nothing(ready: Site) -> None:
     assert set(ready.node_state.iterdir()) == before
 
 
+def fail(_: object) -> None:
+    """A distilling function of somebody's."""
+    raise RuntimeError("no such thing")
+
+
+def test_run_test_says_what_the_function_fails_with(ready: Site) -> None:
+    replaying(ready)
+    text = ready.node_config.read_text()
+    own = f'function = "{__name__}:fail"'
+    ready.node_config.write_text(text.replace('#function = "my_station:distil"', own))
+    assert ready.node("run", "--test", "--json") == 0
+    assert "error: distil.function: RuntimeError('no such thing')" in ready.console.err
+    assert ready.console.json["outcome"]["results"] == {"temperature": 3.9}
+
+
 def test_run_test_without_a_key(ready: Site) -> None:
     replaying(ready)
     (ready.node_state / "node.key").unlink()
@@ -65,8 +93,43 @@ def test_run_hands_over_to_the_runtime(ready: Site, monkeypatch: pytest.MonkeyPa
     assert ready.gateway("run") == 1
 
 
-def test_a_daemon_for_real_is_asked_and_stopped(ready: Site) -> None:
-    """A node whose broker is away: it runs, says so, keeps what it senses, and ends."""
+@contextlib.contextmanager
+def started(module: str, config: Path) -> Iterator[subprocess.Popen[str]]:
+    """A daemon in a process of its own, ended as a service manager ends it."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", module, "run", "--config", str(config)],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 0, errors
+    assert "Traceback" not in errors
+
+
+def asked(
+    status: Callable[[str, str], int],
+    ready: Site,
+    process: subprocess.Popen[str],
+    enough: Callable[[Any], bool],
+) -> Any:
+    """What ``status --json`` shows as soon as it is ``enough``."""
+    for _ in range(600):
+        assert process.poll() is None
+        if status("status", "--json") == 0 and ready.console.json["running"]:
+            shown = ready.console.json
+            if enough(shown):
+                return shown
+        threading.Event().wait(0.05)
+    raise AssertionError("it takes too long")
+
+
+def test_a_node_for_real_is_asked_and_stopped(ready: Site) -> None:
+    """Its broker is away: it runs, says so, keeps what it senses, and ends."""
     text = ready.node_config.read_text()
     text = text.replace('#window = "1h"', 'window = "1s"').replace(
         '#interval = "1min"', 'interval = "500ms"'
@@ -74,31 +137,28 @@ def test_a_daemon_for_real_is_asked_and_stopped(ready: Site) -> None:
     text = text.replace("cpu_temperature =", "load =")
     text = text.replace('#url = "mqtt://localhost:1883"', 'url = "mqtt://127.0.0.1:9"')
     ready.node_config.write_text(text)
-    arguments = ["run", "--config", str(ready.node_config)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "qis_edge", *arguments],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        for _ in range(600):
-            assert process.poll() is None
-            if ready.node("status", "--json") == 0 and ready.console.json["running"]:
-                shown = ready.console.json
-                if shown["outbox"]["made"] >= 2:
-                    break
-            threading.Event().wait(0.05)
+    with started("qis_edge", ready.node_config) as process:
+        shown = asked(ready.node, ready, process, lambda now: now["outbox"]["made"] >= 2)
         assert shown["link"]["up"] is False
         assert shown["sensors"][0]["failures"] == 0
-        second = command("qis_edge", *arguments)
+        told = {key for key in keys_of(RUNNING_NODE) if not key.startswith("gateways.")}
+        assert set(keys_of(shown)) == told | {"running"}
+        check_documented("qis-edge", "status", shown)
+        second = command("qis_edge", "run", "--config", ready.node_config)
         assert second.returncode == 1
         assert "error: " in second.stderr
-    finally:
-        process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=30)
-    assert process.returncode == 0, errors
-    assert "Traceback" not in errors
     assert ready.node("status", "--json") == 0
     assert ready.console.json["running"] is False
     assert ready.console.json["outbox"]["made"] >= 2
+
+
+def test_a_gateway_for_real_is_asked_and_stopped(ready: Site) -> None:
+    text = ready.gateway_config.read_text()
+    listen = f'listen = "127.0.0.1:{free_port()}"'
+    ready.gateway_config.write_text(text.replace('#listen = "127.0.0.1:1883"', listen))
+    with started("gateway", ready.gateway_config) as process:
+        shown = asked(ready.gateway, ready, process, lambda now: bool(now["link"]["up"]))
+        assert set(keys_of(shown)) == {*keys_of(RUNNING_GATEWAY), "running", "nodes", "waiting"}
+        check_documented("qis-gateway", "status", shown)
+    assert ready.gateway("status", "--json") == 0
+    assert ready.console.json["running"] is False

@@ -155,7 +155,7 @@ def test_a_node_of_a_template_of_ones_own(site: Site, monkeypatch: pytest.Monkey
     fleet = site.gateway_state / "fleet.toml"
     assert site.node("init", "--fleet", fleet, "--domain", "./hills.toml", *FIELDS) == 0
     assert site.node("check") == 0
-    assert "<Domain hills/1>" in site.console.out
+    assert ": hills (revision 1), 1 sensor\n" in site.console.out
 
 
 def test_check_reads_the_password(ready: Site) -> None:
