@@ -452,6 +452,7 @@ def refused_receipts() -> dict[str, bytes]:
         ),
         "receipt: sequence twice": said(7, [[12, [6, 2]]]),
         "receipt: refused without a set": said(7, [[12]]),
+        "receipt: refused of null": said(7, None, [[60, 3]]),
         "receipt: refused flat": said(7, [12, 3]),
         "receipt: refused nobody": said(7, [[12, []]]),
         "receipt: reason 256": said(7, [[256, 3]]),
