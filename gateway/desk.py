@@ -16,8 +16,8 @@ from collections.abc import Callable
 from gateway.fleet import Fleet
 from gateway.post import Post
 from qis_edge.clock import Clock
-from qis_edge.core.credential import NODE
-from qis_edge.core.errors import Reason, Refused
+from qis_edge.core.credential import NODE, RevocationList
+from qis_edge.core.errors import Reason, Refused, StoreCorrupt, StoreError
 from qis_edge.core.identity import Identity, PublicKey
 from qis_edge.core.messages import (
     CredentialMessage,
@@ -31,7 +31,7 @@ from qis_edge.core.messages import (
 )
 from qis_edge.core.receipt import MacKeys, mac_keys
 from qis_edge.links.base import Received, down
-from qis_edge.worker import Worker
+from qis_edge.worker import Disk
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +40,15 @@ MAX_PAIRS = 4096
 #: Unauthenticated asks of one key that are answered: a burst, and one more per so many
 #: seconds. What authenticates itself is not limited here.
 BURST, EVERY = 32, 2.0
-#: Keys whose asks are counted.
-MAX_ASKERS = 4096
+#: Keys whose asks are counted, and nodes of which it is known that they were heard.
+MAX_ASKERS, MAX_HEARD = 4096, 16_384
+#: The same for all strangers together: a flood of made-up keys must not crowd out answers.
+STRANGERS_BURST, STRANGERS_EVERY = 256, 0.02
 #: Seconds between looks at what other processes changed in the fleet's file.
 REFRESH = 0.5
+#: A node that sends packets and has asked for nothing so many seconds after, asked before
+#: this gateway was started: it is asked who it is, and then asks anew.
+NUDGE_AFTER = 5.0
 
 
 class Limiter:
@@ -66,33 +71,64 @@ class Limiter:
         return allowed
 
 
+class Pairs:
+    """The MAC keys that a gateway shares with each node whose credential it holds."""
+
+    def __init__(self, identity: Identity, fleet: Fleet) -> None:
+        self._identity = identity
+        self._fleet = fleet
+        self._known: OrderedDict[bytes, MacKeys] = OrderedDict()
+
+    def __call__(self, kid: bytes) -> MacKeys:
+        """:raises Refused: UNKNOWN_KEY, SECRET."""
+        keys = self._known.get(kid)
+        if keys is None:
+            credential = self._fleet.credential(kid)
+            if credential is None:
+                raise Refused(Reason.UNKNOWN_KEY, "kid", kid.hex())
+            keys = mac_keys(self._identity, gateway=self._identity.public, node=credential.key)
+            self._known[kid] = keys
+            if len(self._known) > MAX_PAIRS:
+                self._known.popitem(last=False)
+        self._known.move_to_end(kid)
+        return keys
+
+
 class FleetDesk:
     """Answers for one gateway over one post.
 
     :param epoch: of the spool, with the unix second since which nodes are to send again.
+    :param keys_of: the MAC keys shared with a node, by its kid; see :class:`Pairs`.
     :param request: is given requests whose MAC was checked.
+    :param out: is told the keys of a new revocation list.
     """
 
     def __init__(
         self,
         identity: Identity,
         fleet: Fleet,
-        disk: Worker,
+        disk: Disk,
         post: Post,
         clock: Clock,
+        keys_of: Callable[[bytes], MacKeys],
         *,
         epoch: tuple[bytes, int],
         request: Callable[[Request], None],
+        out: Callable[[bytes], None],
     ) -> None:
         self._identity = identity
         self._fleet = fleet
         self._disk = disk
         self._post = post
         self._clock = clock
+        self._keys_of = keys_of
         self._epoch, self._since = epoch
         self._request = request
-        self._pairs: OrderedDict[bytes, MacKeys] = OrderedDict()
+        self._out = out
         self._limiter = Limiter(BURST, EVERY, MAX_ASKERS)
+        self._strangers = Limiter(STRANGERS_BURST, STRANGERS_EVERY, 1)
+        #: Nodes heard since the start → when they are to be nudged, if at all.
+        self._heard: OrderedDict[bytes, float | None] = OrderedDict()
 
     # - for the others of this gateway
 
@@ -110,32 +146,39 @@ class FleetDesk:
                 self._tell_revocation(kid)
             raise
 
-    def keys_of(self, kid: bytes) -> MacKeys:
-        """The MAC keys shared with a node whose credential is held.
-
-        :raises Refused: UNKNOWN_KEY, SECRET.
-        """
-        keys = self._pairs.get(kid)
-        if keys is None:
-            credential = self._fleet.credential(kid)
-            if credential is None:
-                raise Refused(Reason.UNKNOWN_KEY, "kid", kid.hex())
-            keys = mac_keys(self._identity, gateway=self._identity.public, node=credential.key)
-            self._pairs[kid] = keys
-            if len(self._pairs) > MAX_PAIRS:
-                self._pairs.popitem(last=False)
-        self._pairs.move_to_end(kid)
-        return keys
-
     def refused(self, kid: bytes | None, refusal: Refused) -> None:
         """Count a frame that claims to be of ``kid``."""
         self._fleet.refused(kid, refusal.reason)
+
+    def accepted(self, kid: bytes, now: float, packets: int) -> None:
+        """A node was heard, verified."""
+        self._fleet.accepted(kid, now, packets)
+        if kid not in self._heard:
+            self._hear(kid, time.monotonic() + NUDGE_AFTER)
+
+    def _hear(self, kid: bytes, nudge_at: float | None) -> None:
+        self._heard[kid] = nudge_at
+        if len(self._heard) > MAX_HEARD:
+            self._heard.popitem(last=False)
 
     async def watch(self) -> None:
         """Take in, for ever, what other processes do to the fleet, and write our counts."""
         while True:
             await asyncio.sleep(REFRESH)
-            await self.refresh()
+            try:
+                await self.refresh()
+            except StoreCorrupt:
+                raise
+            except StoreError:  # said already
+                pass
+            self.nudge(time.monotonic())
+
+    def nudge(self, monotonic: float) -> None:
+        """Ask those who have not asked for anything since this gateway was started."""
+        due = [kid for kid, at in self._heard.items() if at is not None and monotonic >= at]
+        for kid in due:
+            self._heard[kid] = None
+            self._post.answer(Wanted((kid,)).encode(), down(kid))
 
     async def refresh(self) -> None:
         """Look once; new credentials and lists go out to those whom they concern."""
@@ -144,15 +187,26 @@ class FleetDesk:
             if NODE in credential.scope:
                 self._send_chain(credential.kid, credential.kid)
         if changes.revocation is not None:
-            log.info("revocation list %d is in force", changes.revocation.number)
-            for credential in self._fleet.valid(NODE, self._clock.now()):
-                self._tell_revocation(credential.kid)
+            self._revoked(changes.revocation)
         await self._disk(self._fleet.flush)
+
+    def _revoked(self, made: RevocationList) -> None:
+        log.info("revocation list %d is in force: %d keys are out", made.number, len(made.kids))
+        if self._identity.kid in made.kids:
+            log.error("this gateway's own key was revoked: nodes believe it no more")
+        for kid in made.kids:
+            self._out(kid)
+        for credential in self._fleet.valid(NODE, self._clock.now()):
+            self._post.answer(RevocationMessage(made).encode(), down(credential.kid))
 
     # - messages
 
     async def handle(self, message: Message, received: Received) -> None:
-        """Everything but packets. :raises Refused: it is not acceptable."""
+        """Everything but packets.
+
+        :raises Refused: it is not acceptable.
+        :raises StoreError: it cannot be written down now.
+        """
         match message:
             case Hello():
                 self._hello(message, received)
@@ -166,7 +220,7 @@ class FleetDesk:
                 self._requested(message)
             case RevocationMessage():
                 if await self._disk(self._fleet.apply, message.list.raw):
-                    log.info("took in revocation list %d", message.list.number)
+                    self._revoked(message.list)
             case _:  # receipts, greetings and positions are ours to say
                 raise Refused(Reason.SCOPE, "message", f"{type(message).__name__} from a node")
 
@@ -176,12 +230,14 @@ class FleetDesk:
         now = self._clock.now()
         self.node_key(hello.kid)
         self._fleet.accepted(hello.kid, now, 0)
-        if hello.revocation < self._fleet.revocation_number:
-            self._tell_revocation(hello.kid)
+        if hello.revocation < self._fleet.revocation_number and not self._tell_revocation(
+            hello.kid
+        ):
+            raise Refused(Reason.FLOODED, "hello")  # nothing goes to it before the list
         greeting = Greeting(
             self._identity.kid, int(now), self._epoch, self._since, self._fleet.revocation_number
         )
-        key = self.keys_of(hello.kid).to_node
+        key = self._keys_of(hello.kid).to_node
         self._post.answer(greeting.encode(key, hello.nonce), down(hello.kid))
 
     def _wanted(self, wanted: Wanted, received: Received) -> None:
@@ -215,20 +271,25 @@ class FleetDesk:
         if request.gateway != self._identity.kid:
             return  # for another gateway of this site
         self.node_key(request.kid)
-        request.verify(self.keys_of(request.kid).to_gateway)
+        request.verify(self._keys_of(request.kid).to_gateway)
+        self._hear(request.kid, None)
         self._request(request)
 
     # - what goes out
 
     def _ask(self, kid: bytes) -> None:
-        if self._limiter.allows(kid, time.monotonic()):
+        now = time.monotonic()
+        if self._limiter.allows(kid, now) and self._strangers.allows(b"", now):
             self._post.answer(Wanted((kid,)).encode(), down(kid))
 
     def _send_chain(self, kid: bytes, to: bytes) -> None:
         for raw in self._fleet.chain(kid):
             self._post.answer(raw, down(to))
 
-    def _tell_revocation(self, kid: bytes) -> None:
-        if self._fleet.revocation is not None and self._limiter.allows(kid, time.monotonic()):
-            message = RevocationMessage(self._fleet.revocation)
-            self._post.answer(message.encode(), down(kid))
+    def _tell_revocation(self, kid: bytes) -> bool:
+        """Whether it was told: not where somebody makes us say it again and again."""
+        made = self._fleet.revocation
+        if made is None or not self._limiter.allows(kid, time.monotonic()):
+            return False
+        self._post.answer(RevocationMessage(made).encode(), down(kid))
+        return True

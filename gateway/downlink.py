@@ -102,6 +102,12 @@ class Downlink:
             self._interests.popitem(last=False)
             self._changed.set()
 
+    def forget(self, kid: bytes) -> None:
+        """This node gets nothing any more."""
+        self._waiting.pop(kid, None)
+        if self._interests.pop(kid, None) is not None:
+            self._changed.set()
+
     # - answers
 
     async def answer(self) -> None:
@@ -113,6 +119,8 @@ class Downlink:
             kid, asked = self._waiting.popitem(last=False)
             try:
                 await self._answer(kid, asked)
+            except Refused as refusal:  # its credential went meanwhile
+                log.debug("request of %s is not answered: %s", kid.hex(), refusal)
             except RoutingError as error:
                 log.debug("request of %s waits: %s", kid.hex(), error)
                 self._waiting.setdefault(kid, asked)

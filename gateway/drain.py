@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 from gateway.routing import RoutingLayer
 from gateway.spool import Spool
-from qis_edge.core.errors import RoutingError
+from qis_edge.core.errors import RoutingError, StoreCorrupt, StoreError
 from qis_edge.links.backoff import Backoff
-from qis_edge.worker import Worker
+from qis_edge.worker import Disk
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class Drain:
         self,
         engine: RoutingLayer,
         spool: Spool,
-        disk: Worker,
+        disk: Disk,
         advanced: Callable[[int], None] | None = None,
     ) -> None:
         self.engine = engine
@@ -42,7 +42,6 @@ class Drain:
         self._disk = disk
         self._advanced = advanced or (lambda _: None)
         self._more = asyncio.Event()
-        self._more.set()
         self.opened = asyncio.Event()
         self.away: str | None = None
         self.deposited = 0
@@ -61,32 +60,42 @@ class Drain:
                 url = self.engine.url
                 position = await self._disk(self._spool.engage, url, self.engine.incarnation)
                 self._advanced(position)
-                if self.away is not None:
-                    log.info("routing engine %s is back", url)
-                self.away = None
                 self.opened.set()
-                backoff.reset()
-                await self._drain(url)
+                await self._drain(url, backoff)
             except RoutingError as error:
                 if self.away is None:
                     log.warning("routing engine %s is away: %s", self.engine.url, error)
                 self.away = str(error)
                 await asyncio.sleep(backoff.next())
+            except StoreCorrupt:
+                raise
+            except StoreError:  # of the spool; said already
+                await asyncio.sleep(backoff.next())
 
-    async def _drain(self, url: str) -> None:
+    async def _drain(self, url: str, backoff: Backoff) -> None:
         while True:
-            await self._more.wait()
             self._more.clear()
-            while True:
-                pending = await self._disk(self._spool.pending, url, SLICE)
-                if pending.entries:
-                    new = await self.engine.deposit(pending.entries)
-                    self.deposited += new
-                    self.repeated += len(pending.entries) - new
-                if pending.through <= await self._disk(self._position, url):
-                    break
-                await self._disk(self._spool.advance, url, pending.through)
-                self._advanced(pending.through)
+            while await self._deposit(url):
+                self._works(backoff)
+            self._works(backoff)
+            await self._more.wait()
 
-    def _position(self, url: str) -> int:
-        return self._spool.routed_through([url])
+    async def _deposit(self, url: str) -> bool:
+        """Bring it the next few packets; whether there were any."""
+        pending = await self._disk(self._spool.pending, url, SLICE)
+        if pending.entries:
+            new = await self.engine.deposit(pending.entries)
+            self.deposited += new
+            self.repeated += len(pending.entries) - new
+        if pending.through <= self._spool.routed_through([url]):
+            return False
+        await self._disk(self._spool.advance, url, pending.through)
+        self._advanced(pending.through)
+        return True
+
+    def _works(self, backoff: Backoff) -> None:
+        """It has taken all that it was given: being open alone means nothing."""
+        if self.away is not None:
+            log.info("routing engine %s is back", self.engine.url)
+        self.away = None
+        backoff.reset()

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from qis_edge.core.cose import open_sign1
-from qis_edge.core.errors import Reason, Refused
+from qis_edge.core.errors import Reason, Refused, StoreCorrupt, StoreError
 from qis_edge.core.identity import PublicKey
 from qis_edge.core.messages import Message, PacketMessage, decode
 from qis_edge.core.packet import MAX_PACKET, Packet, unpack
@@ -51,7 +51,9 @@ class Desk(Protocol):
         ...
 
     async def handle(self, message: Message, received: Received) -> None:
-        """:raises Refused: the message is not acceptable."""
+        """:raises Refused: the message is not acceptable.
+        :raises StoreError: what it says cannot be written down now.
+        """
         ...
 
     def refused(self, kid: bytes | None, refusal: Refused) -> None:
@@ -97,6 +99,10 @@ class Intake:
                     await self._desk.handle(message, received)
             except Refused as refusal:
                 self._refuse(received, refusal)
+            except StoreCorrupt:
+                raise
+            except StoreError:  # said already, and who said this will say it again
+                self._counts.refused["store"] += 1
         if packets:
             await self._take(await self._prove(packets))
 

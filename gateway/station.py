@@ -15,7 +15,7 @@ from typing import Any
 
 from gateway.config import GatewayConfig
 from gateway.custodian import Custodian
-from gateway.desk import FleetDesk
+from gateway.desk import FleetDesk, Pairs
 from gateway.downlink import Downlink
 from gateway.drain import Drain
 from gateway.fleet import Fleet
@@ -27,15 +27,14 @@ from gateway.spool import Spool
 from qis_edge.config import MqttConfig
 from qis_edge.control import ControlServer
 from qis_edge.core.credential import GATEWAY, NODE
-from qis_edge.core.errors import QisError, Refused
-from qis_edge.core.messages import Request
+from qis_edge.core.errors import QisError, Refused, RoutingError, StoreCorrupt, StoreError
 from qis_edge.core.packet import unpack
 from qis_edge.keys import FleetFile, read_key
 from qis_edge.links.base import Link, Role
 from qis_edge.links.mqtt import MqttLink
 from qis_edge.logs import set_up_logging
 from qis_edge.tasks import run_daemon, until
-from qis_edge.worker import Worker
+from qis_edge.worker import Disk
 
 log = logging.getLogger(__name__)
 
@@ -59,22 +58,29 @@ class Station:
         self.identity = read_key(state / "gateway.key")
         self.fleet_file = FleetFile.read(state / "fleet.toml")
         now = self.clock.now()
-        self.fleet = Fleet(state / "fleet.db", self.fleet_file.root, now)
-        self._require_credential(now)
-        context = Context(accept=self._accept, folder=state, name=config.gateway.name.lower())
-        self.engines: list[RoutingLayer] = [
-            open_engine(url, context) for url in config.routing.engines
-        ]
-        self.spool = Spool(
-            state / "spool.db",
-            engines=[engine.url for engine in self.engines],
-            retention=config.spool.retention,
-            budget=config.spool.budget,
-        )
-        self.disk = Worker("spool")
-        self.fleet_disk = Worker("fleet")
-        self.link = link or self._mqtt()
-        self._assemble()
+        with contextlib.ExitStack() as opened:
+            self.fleet = Fleet(state / "fleet.db", self.fleet_file.root, now)
+            opened.callback(self.fleet.close)
+            self._require_credential(now)
+            context = Context(accept=self._accept, folder=state, name=config.gateway.name.lower())
+            self.engines: list[RoutingLayer] = [
+                open_engine(url, context) for url in config.routing.engines
+            ]
+            self.spool = Spool(
+                state / "spool.db",
+                engines=[engine.url for engine in self.engines],
+                retention=config.spool.retention,
+                budget=config.spool.budget,
+            )
+            opened.callback(self.spool.close)
+            if self.spool.torn:
+                self.spool.renew_epoch(0)
+                log.warning("the end of the spool's log was lost: nodes send again what it held")
+            self.disk = Disk("spool")
+            self.fleet_disk = Disk("fleet")
+            self.link = link or self._mqtt()
+            self._assemble()
+            opened.pop_all()  # from here on it is run() that closes them
 
     def _mqtt(self) -> Link:
         settings = (self.config.links.mqtt or MqttConfig()).settings(self.config.broker_url)
@@ -83,22 +89,25 @@ class Station:
     def _assemble(self) -> None:
         self.post = Post(self.link)
         self.counts = Counts()
+        keys_of = Pairs(self.identity, self.fleet)
+        self.downlink = Downlink(
+            self.engines[0],
+            self.post,
+            self.clock,
+            self.identity.kid,
+            keys_of,
+            limit=self.config.downlink.limit,
+        )
         self.desk = FleetDesk(
             self.identity,
             self.fleet,
             self.fleet_disk,
             self.post,
             self.clock,
+            keys_of,
             epoch=(self.spool.epoch, self.spool.since),
-            request=self._requested,
-        )
-        self.downlink = Downlink(
-            self.engines[0],
-            self.post,
-            self.clock,
-            self.identity.kid,
-            self.desk.keys_of,
-            limit=self.config.downlink.limit,
+            request=self.downlink.request,
+            out=self.downlink.forget,
         )
         self.custodian = Custodian(
             self.spool,
@@ -106,10 +115,10 @@ class Station:
             self.post,
             self.clock,
             self.counts,
-            self.desk.keys_of,
+            keys_of,
             routed=self.config.gateway.custody == "routed",
             arrived=self._arrived,
-            accepted=self.fleet.accepted,
+            accepted=self.desk.accepted,
         )
         self.intake = Intake(self.link, self.desk, self.custodian.take, self.counts)
         self.drains = [
@@ -130,9 +139,6 @@ class Station:
         key = self.fleet.resolve(framed_kid(raw), self.clock.now(), NODE)
         return Entry.of(unpack(raw, key))
 
-    def _requested(self, request: Request) -> None:
-        self.downlink.request(request)
-
     def _arrived(self) -> None:
         for drain in self.drains:
             drain.nudge()
@@ -148,10 +154,15 @@ class Station:
 
         :raises QisError: what failed.
         """
-        broker = await self._start_broker()
         control = ControlServer(self.config.gateway.state, {"status": self.status})
-        await control.start()
-        try:
+        async with contextlib.AsyncExitStack() as ending:  # the last one first
+            ending.push_async_callback(self._close)
+            await control.start()
+            ending.push_async_callback(control.close)
+            broker = await self._start_broker()
+            if broker is not None:
+                ending.push_async_callback(broker.stop)
+            ending.push_async_callback(self.link.close)
             await self.link.start()
             await until(
                 stop,
@@ -162,12 +173,6 @@ class Station:
                 self._keep_house(),
                 *(drain.run() for drain in self.drains),
             )
-        finally:
-            await control.close()
-            await self.link.close()
-            if broker is not None:
-                await broker.stop()
-            await self._close()
 
     async def _start_broker(self) -> Any:
         if not self.config.broker.embedded:
@@ -193,21 +198,28 @@ class Station:
         while True:
             await asyncio.sleep(HOUSEKEEPING)
             now = self.clock.now()
-            while await self.disk(self.spool.trim, now):  # noqa: ASYNC110 - it does work
-                await asyncio.sleep(PAUSE)
+            try:
+                while await self.disk(self.spool.trim, now):  # noqa: ASYNC110 - it does work
+                    await asyncio.sleep(PAUSE)
+            except StoreCorrupt:
+                raise
+            except StoreError:  # said already
+                pass
             for drain in self.drains:
                 if drain.opened.is_set() and drain.away is None:
-                    with contextlib.suppress(QisError):
+                    with contextlib.suppress(RoutingError):  # its drain will notice
                         await drain.engine.expire(int(now))
 
     async def _close(self) -> None:
         for engine in self.engines:
-            with contextlib.suppress(QisError):
+            with contextlib.suppress(RoutingError):
                 await engine.close()
-        await self.disk(self.spool.close)
-        await self.fleet_disk(self.fleet.close)
-        self.disk.close()
-        self.fleet_disk.close()
+        for disk, store in ((self.disk, self.spool), (self.fleet_disk, self.fleet)):
+            try:
+                await disk(store.close)
+            except StoreError as error:
+                log.warning("not closed in good order: %s", error)
+            disk.close()
 
     # - looking in
 
@@ -236,6 +248,7 @@ class Station:
             "site": self.fleet_file.site,
             "now": self.clock.now(),
             "started": self.started,
+            "disk": self.disk.trouble or self.fleet_disk.trouble,
             "permitted_until": self.fleet.permitted_until or None,
             "link": {
                 "name": self.link.name,
