@@ -85,6 +85,8 @@ def _show_status(found: dict[str, Any]) -> None:
         ("time", moment(now)),
         ("nodes", f"{found['nodes']}, {found['waiting']} ask to join"),
     ]
+    if found.get("disk"):
+        rows.append(("warning", found["disk"]))
     if (until := found["permitted_until"]) is not None and until > now:
         rows.append(("joining", f"permitted until {moment(until)}"))
     if (link := found.get("link")) is not None:

@@ -222,7 +222,7 @@ RUNNING_NODE: dict[str, Any] = {
 
 RUNNING_GATEWAY: dict[str, Any] = {
     "name": "base", "kid": "aa", "site": "north", "now": NOW, "started": NOW,
-    "permitted_until": None,
+    "permitted_until": None, "disk": "spool.db: the disk is full",
     "link": {"name": "mqtt", "url": "mqtt://h", "up": True, "frames_in": 1, "frames_out": 1,
              "bytes_in": 1, "bytes_out": 1, "dropped_in": 0, "last_error": None},
     "intake": {"new": 5, "known": 1, "stale": 0, "later": 0, "refused": {"signature": 2}},
