@@ -26,7 +26,7 @@ from gateway.database import GatewayDatabase
 from gateway.routing.base import Entry, framed_fingerprint, framed_id, framed_kid
 from qis_edge.core.errors import StoreError, UsageError
 from qis_edge.core.packet import Packet
-from qis_edge.core.ranges import Ranges
+from qis_edge.core.ranges import runs_of
 from qis_edge.store.database import Lock, Schema
 
 #: How long packets stay after every engine has them: what a new engine begins with, and
@@ -408,14 +408,14 @@ class Spool:
 
     # --- looking -----------------------------------------------------------------------
 
-    def held(self, kid: bytes, store: bytes) -> Ranges:
-        """The sequences held of a store, ever."""
+    def held(self, kid: bytes, store: bytes) -> set[int]:
+        """Every sequence held of a store, ever (:meth:`stores` counts them)."""
         rows = self._db.rows(
             "SELECT first, last FROM ranges JOIN origins USING (origin) "
-            "WHERE kid = ? AND store = ? ORDER BY first",
+            "WHERE kid = ? AND store = ?",
             (kid, store),
         )
-        return Ranges.from_list([bound for row in rows for bound in row])
+        return {sequence for first, last in rows for sequence in range(first, last + 1)}
 
     def stores(self, kid: bytes | None = None) -> list[StoreState]:
         """What is held of each store, of one node or of all."""
@@ -573,7 +573,7 @@ class _Admitting:
         for origin, sequence in self._fresh:
             sequences.setdefault(origin, []).append(sequence)
         for origin, fresh in sequences.items():
-            for first, last in Ranges.of(fresh).runs():
+            for first, last in runs_of(fresh):
                 self._add_run(origin, first, last)
         for origin, floor in self._floors.items():
             self._db.execute(

@@ -1,14 +1,8 @@
-"""Sets of sequence numbers: kept as runs, and as receipts write them.
-
-:class:`Ranges` is what a gateway keeps per (node, store), for ever: weeks of backlog
-come out of order, and the memory goes by the number of gaps, not of packets.
-:func:`encode_set` and :func:`decode_set` are the wire form (``docs/wire-format.md``).
-"""
+"""Sets of sequence numbers as runs, and as receipts write them (``docs/wire-format.md``)."""
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from qis_edge.core.errors import Reason, Refused, UsageError
@@ -19,146 +13,18 @@ MAX_SEQUENCE = 2**32 - 1
 MAX_EXPANDED = 4096
 
 
-class Ranges:
-    """A growing set of integers 0..``MAX_SEQUENCE``, as sorted disjoint runs.
+def runs_of(sequences: Iterable[int]) -> list[tuple[int, int]]:
+    """(first, last) of each run of consecutive sequences, both included, ascending.
 
-    Runs that touch are one run, so equal sets have equal runs. Looking up and adding
-    take O(log n) comparisons in n runs.
+    :param sequences: in any order, repeats allowed.
     """
-
-    __slots__ = ("_firsts", "_lasts")
-
-    def __init__(self, runs: Iterable[tuple[int, int]] = ()) -> None:
-        """:param runs: (first, last) pairs, both included, in any order."""
-        self._firsts: list[int] = []
-        self._lasts: list[int] = []
-        for first, last in runs:
-            self.add_range(first, last)
-
-    @classmethod
-    def of(cls, sequences: Iterable[int]) -> Ranges:
-        """The set of these integers, in any order."""
-        made = cls()
-        for sequence in sequences:
-            made.add(sequence)
-        return made
-
-    @classmethod
-    def from_list(cls, flat: Sequence[int]) -> Ranges:
-        """Back from :meth:`to_list`.
-
-        :raises UsageError: not ascending disjoint runs (field ``ranges``).
-        """
-        if len(flat) % 2:
-            raise UsageError("an odd number of bounds", field="ranges")
-        made = cls()
-        before = -2
-        for first, last in zip(flat[::2], flat[1::2], strict=True):
-            if not before + 1 < first <= last <= MAX_SEQUENCE:
-                raise UsageError("runs overlap, touch or run backwards", field="ranges")
-            made._firsts.append(first)
-            made._lasts.append(last)
-            before = last
-        return made
-
-    def to_list(self) -> list[int]:
-        """``[first, last, first, last, …]``, ascending."""
-        return [bound for run in self.runs() for bound in run]
-
-    def add(self, sequence: int) -> bool:
-        """Whether ``sequence`` was new."""
-        return self.add_range(sequence, sequence) == 1
-
-    def add_range(self, first: int, last: int) -> int:
-        """Add ``first``..``last``, both included; how many of them were new.
-
-        :raises UsageError: outside 0..``MAX_SEQUENCE``, or backwards (field ``sequence``).
-        """
-        if not 0 <= first <= last <= MAX_SEQUENCE:
-            raise UsageError(f"{first}..{last} is not a range of sequences", field="sequence")
-        # Runs start..stop-1 overlap the new one or touch it.
-        start = bisect_left(self._lasts, first - 1)
-        stop = bisect_right(self._firsts, last + 1)
-        known = 0
-        low, high = first, last
-        for run in range(start, stop):
-            known += max(0, min(last, self._lasts[run]) - max(first, self._firsts[run]) + 1)
-            low = min(low, self._firsts[run])
-            high = max(high, self._lasts[run])
-        self._firsts[start:stop] = [low]
-        self._lasts[start:stop] = [high]
-        return last - first + 1 - known
-
-    def update(self, other: Ranges) -> int:
-        """Add all of ``other``; how many were new."""
-        return sum(self.add_range(first, last) for first, last in other.runs())
-
-    def union(self, other: Ranges) -> Ranges:
-        """A new set with what either has."""
-        made = self.copy()
-        made.update(other)
-        return made
-
-    __or__ = union
-
-    def copy(self) -> Ranges:
-        """An independent copy."""
-        made = Ranges()
-        made._firsts = self._firsts.copy()
-        made._lasts = self._lasts.copy()
-        return made
-
-    def runs(self) -> Iterator[tuple[int, int]]:
-        """(first, last) of each run, both included, ascending."""
-        return zip(self._firsts, self._lasts, strict=True)
-
-    def missing(self, first: int, below: int) -> Iterator[tuple[int, int]]:
-        """(first, last) of each gap within ``first``..``below`` - 1, ascending."""
-        at = first
-        for run in range(bisect_left(self._lasts, first), len(self._firsts)):
-            if self._firsts[run] >= below:
-                break
-            if self._firsts[run] > at:
-                yield at, self._firsts[run] - 1
-            at = self._lasts[run] + 1
-        if at < below:
-            yield at, below - 1
-
-    def missing_below(self, below: int) -> Iterator[tuple[int, int]]:
-        """(first, last) of each gap within 0..``below`` - 1, ascending."""
-        return self.missing(0, below)
-
-    @property
-    def last(self) -> int | None:
-        """The greatest member, or ``None``."""
-        return self._lasts[-1] if self._lasts else None
-
-    def __contains__(self, sequence: object) -> bool:
-        if not isinstance(sequence, int):
-            return False
-        run = bisect_left(self._lasts, sequence)
-        return run < len(self._firsts) and self._firsts[run] <= sequence
-
-    def __iter__(self) -> Iterator[int]:
-        for first, last in self.runs():
-            yield from range(first, last + 1)
-
-    def __len__(self) -> int:
-        return sum(last - first + 1 for first, last in self.runs())
-
-    def __bool__(self) -> bool:
-        return bool(self._firsts)
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Ranges):
-            return NotImplemented
-        return self._firsts == other._firsts and self._lasts == other._lasts
-
-    __hash__ = None  # type: ignore[assignment]  # mutable, as a set is
-
-    def __repr__(self) -> str:
-        runs = ", ".join(f"{a}" if a == b else f"{a}..{b}" for a, b in self.runs())
-        return f"Ranges({runs})"
+    runs: list[tuple[int, int]] = []
+    for sequence in sorted(set(sequences)):
+        if runs and runs[-1][1] == sequence - 1:
+            runs[-1] = (runs[-1][0], sequence)
+        else:
+            runs.append((sequence, sequence))
+    return runs
 
 
 def encode_set(sequences: Iterable[int]) -> int | list[int]:
@@ -171,14 +37,17 @@ def encode_set(sequences: Iterable[int]) -> int | list[int]:
     :raises UsageError: a sequence is out of bounds, or there are more than
         ``MAX_EXPANDED``.
     """
-    ranges = Ranges.of(sequences)
-    if len(ranges) > MAX_EXPANDED:
-        raise UsageError(f"{len(ranges)} sequences, at most {MAX_EXPANDED}", field="sequences")
-    if len(ranges) == 1:
-        return next(iter(ranges))
+    runs = runs_of(sequences)
+    if runs and not 0 <= runs[0][0] <= runs[-1][1] <= MAX_SEQUENCE:
+        raise UsageError(f"{runs[0][0]}..{runs[-1][1]} are no sequences", field="sequences")
+    count = sum(last - first + 1 for first, last in runs)
+    if count > MAX_EXPANDED:
+        raise UsageError(f"{count} sequences, at most {MAX_EXPANDED}", field="sequences")
+    if count == 1:
+        return runs[0][0]
     wire: list[int] = []
     end = 0  # one past the run before
-    for first, last in ranges.runs():
+    for first, last in runs:
         wire += (first - end if wire else first, last - first + 1)
         end = last + 1
     return wire

@@ -1,4 +1,8 @@
+"""Sequence sets: runs, and their form on the wire."""
+
 from __future__ import annotations
+
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -8,90 +12,23 @@ from qis_edge.core.errors import Reason, Refused, UsageError
 from qis_edge.core.ranges import (
     MAX_EXPANDED,
     MAX_SEQUENCE,
-    Ranges,
     decode_set,
     encode_set,
+    runs_of,
 )
 
-small = st.integers(0, 60)
-runs = st.lists(
-    st.tuples(small, st.integers(0, 8)).map(lambda run: (run[0], sum(run))), max_size=15
-)
 sequence_sets = st.one_of(
-    st.sets(small, min_size=1, max_size=40),
+    st.sets(st.integers(0, 60), min_size=1, max_size=40),
     st.sets(st.integers(0, MAX_SEQUENCE), min_size=1, max_size=10),
 )
 
 
 @settings(max_examples=150)
-@given(runs)
-def test_it_is_the_set_of_its_runs(given_runs: list[tuple[int, int]]) -> None:
-    plain: set[int] = set()
-    ranges = Ranges()
-    for first, last in given_runs:
-        new = set(range(first, last + 1)) - plain
-        assert ranges.add_range(first, last) == len(new)
-        plain |= new
-    assert list(ranges) == sorted(plain)
-    assert len(ranges) == len(plain)
-    assert bool(ranges) == bool(plain)
-    assert ranges.last == max(plain, default=None)
-    assert all((n in ranges) == (n in plain) for n in range(-1, 80))
-    assert ranges == Ranges.of(plain) == Ranges.from_list(ranges.to_list()) == Ranges(given_runs)
-    bounds = ranges.to_list()
-    assert bounds == sorted(bounds)
-    # Runs neither overlap nor touch.
-    assert all(b + 1 < a for b, a in zip(bounds[1::2], bounds[2::2], strict=False))
-
-
-@settings(max_examples=100)
-@given(st.sets(small), small, small)
-def test_missing_is_the_complement(plain: set[int], first: int, below: int) -> None:
-    ranges = Ranges.of(plain)
-    gaps = [n for low, high in ranges.missing(first, below) for n in range(low, high + 1)]
-    assert gaps == [n for n in range(first, below) if n not in plain]
-    assert list(ranges.missing_below(below)) == list(ranges.missing(0, below))
-
-
-@settings(max_examples=50)
-@given(st.sets(small), st.sets(small))
-def test_union_leaves_its_parts_alone(left: set[int], right: set[int]) -> None:
-    a, b = Ranges.of(left), Ranges.of(right)
-    assert set(a | b) == left | right
-    assert (set(a), set(b)) == (left, right)
-    assert a.update(b) == len(right - left)
-    assert set(a) == left | right
-
-
-def test_adding_says_whether_it_was_new() -> None:
-    ranges = Ranges()
-    assert ranges.add(5)
-    assert not ranges.add(5)
-    assert ranges.add_range(4, 6) == 2
-    assert repr(ranges | Ranges.of([9])) == "Ranges(4..6, 9)"
-
-
-def test_a_million_in_order_are_one_run() -> None:
-    ranges = Ranges()
-    ranges.add_range(0, 999_999)
-    ranges.add(1_000_000)
-    assert ranges.to_list() == [0, 1_000_000]
-    assert "5" not in ranges
-    assert ranges != {5}
-
-
-@pytest.mark.parametrize(("first", "last"), [(-1, 3), (4, 3), (0, MAX_SEQUENCE + 1)])
-def test_what_is_no_range_is_our_mistake(first: int, last: int) -> None:
-    with pytest.raises(UsageError, match="sequence"):
-        Ranges().add_range(first, last)
-
-
-@pytest.mark.parametrize(
-    "flat", [[1], [3, 2], [0, 4, 5, 6], [0, 4, 2, 9], [-1, 2], [0, MAX_SEQUENCE + 1]]
-)
-def test_a_stored_list_is_checked(flat: list[int]) -> None:
-    with pytest.raises(UsageError, match="ranges"):
-        Ranges.from_list(flat)
+@given(st.lists(st.integers(0, 60)))
+def test_runs_are_the_set_again_and_neither_overlap_nor_touch(sequences: list[int]) -> None:
+    runs = runs_of(sequences)
+    assert [n for first, last in runs for n in range(first, last + 1)] == sorted(set(sequences))
+    assert all(last + 1 < first for (_, last), (first, _) in pairwise(runs))
 
 
 @settings(max_examples=150)
@@ -151,3 +88,9 @@ def test_what_is_no_set_is_refused(wire: object, reason: Reason) -> None:
 def test_too_many_to_encode_is_our_mistake() -> None:
     with pytest.raises(UsageError, match="at most 4096"):
         encode_set(range(MAX_EXPANDED + 1))
+
+
+@pytest.mark.parametrize("sequences", [[-1, 3], [MAX_SEQUENCE + 1]])
+def test_what_is_no_sequence_is_our_mistake(sequences: list[int]) -> None:
+    with pytest.raises(UsageError, match="no sequences"):
+        encode_set(sequences)

@@ -22,7 +22,7 @@ from gateway.routing import Entry
 from gateway.spool import Admission, EngineState, Intake, Spool, Verdict
 from qis_edge.core.errors import StoreCorrupt, StoreError, UsageError
 from qis_edge.core.packet import Packet
-from qis_edge.core.ranges import MAX_SEQUENCE, Ranges
+from qis_edge.core.ranges import MAX_SEQUENCE, runs_of
 from tests.gateway import spool_kit
 from tests.gateway.spool_kit import ENGINE, NODES, NUMBERS, START, STORES, intake, numbered, packet
 
@@ -81,8 +81,8 @@ def test_what_it_knows_outlives_it(path: Path) -> None:
         spool.close()
     spool = Spool(path)
     held = spool.held(NODES[0].kid, STORES[0])
-    assert held == Ranges([(5, 6), (9, 9), (MAX_SEQUENCE, MAX_SEQUENCE)])
-    assert spool.held(NODES[1].kid, STORES[0]) == Ranges()
+    assert held == {5, 6, 9, MAX_SEQUENCE}
+    assert spool.held(NODES[1].kid, STORES[0]) == set()
     assert spool.status().packets == 4
     spool.close()
 
@@ -138,12 +138,12 @@ def test_ranges_agree_with_sets(
             spool.close()
             spool = Spool(path)
     for node, held in model.items():
-        assert set(spool.held(NODES[node].kid, STORES[0])) == held
+        assert spool.held(NODES[node].kid, STORES[0]) == held
     # One row a run: touching runs were joined as they grew.
     rows = sqlite3.connect(path)
     (count,) = rows.execute("SELECT count(*) FROM ranges").fetchone()
     rows.close()
-    assert count == sum(len(list(Ranges.of(held).runs())) for held in model.values())
+    assert count == sum(len(runs_of(held)) for held in model.values())
     spool.close()
 
 
@@ -165,7 +165,7 @@ def test_a_batch_that_fails_leaves_nothing(spool: Spool) -> None:
     assert spool.status().packets == 1
     database.execute("PRAGMA max_page_count=100000")
     assert verdicts(spool.admit(batch)) == [Verdict.NEW] * 200
-    assert spool.held(NODES[1].kid, STORES[0]) == Ranges([(0, 199)])
+    assert spool.held(NODES[1].kid, STORES[0]) == set(range(200))
 
 
 def test_a_commit_is_synced_and_an_advance_need_not_be(
@@ -204,7 +204,7 @@ def test_what_is_not_routed_is_held_and_passed_over(spool: Spool) -> None:
     spool.admit([intake(sequence, route=sequence == 3) for sequence in range(9)])
     assert [entry.id for entry in drain(spool, ENGINE, limit=2)] == [packet(3).id]
     assert spool.routed_through() == 9
-    assert spool.held(NODES[0].kid, STORES[0]) == Ranges([(0, 8)])
+    assert spool.held(NODES[0].kid, STORES[0]) == set(range(9))
 
 
 def test_what_rotted_on_the_disk_holds_up_nothing(spool: Spool, path: Path) -> None:
@@ -310,7 +310,7 @@ def test_what_is_young_or_needed_stays(spool: Spool) -> None:
     assert spool.trim(later) == 13  # those of hours 10 to 22
     assert spool.trim(later) == 0
     assert spool.status().packets == 25
-    assert spool.held(NODES[0].kid, STORES[0]) == Ranges([(0, 47)])
+    assert spool.held(NODES[0].kid, STORES[0]) == set(range(48))
 
 
 def test_the_budget_drops_the_oldest_that_may_go(path: Path) -> None:
@@ -419,7 +419,7 @@ def test_one_gateway_at_a_time_writes_others_look(spool: Spool, path: Path) -> N
     reader = Spool(path, read_only=True)
     assert reader.epoch == spool.epoch
     assert reader.status().packets == 1
-    assert reader.held(NODES[0].kid, STORES[0]) == Ranges([(0, 0)])
+    assert reader.held(NODES[0].kid, STORES[0]) == {0}
     spool.admit([intake(1)])
     assert reader.status().packets == 2
     with pytest.raises(StoreError):
