@@ -24,7 +24,19 @@ from qis_edge.core.receipt import Receipt, mac_keys
 from qis_edge.links.base import UP, down, peers
 from qis_edge.node.runtime import Node
 from qis_edge.testing.memory import Faults, MemoryMedium
-from tests.loop.site import EPOCH, HOUR, YEAR, Site, drained, made_and_held, site
+from tests.loop.site import (
+    EPOCH,
+    HOUR,
+    YEAR,
+    Site,
+    drained,
+    made_and_held,
+    outbox_of,
+    peers_of,
+    site,
+    spool_of,
+    stats_of,
+)
 
 VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "packets.json").read_text())
 SIGNER = Identity.from_seed(bytes.fromhex(VECTORS["seed"]))
@@ -68,7 +80,7 @@ class Here:
         """Ids of what the routing layer holds."""
         await self.place.wait(
             "routing",
-            lambda: self.station.spool.routed_through() >= self.station.spool.status().packets,
+            lambda: self.station.spool.routed_through() >= spooled(self.station),
         )
         return {e.id for e in await self.station.engines[0].query(EVERYTHING, limit=10_000)}
 
@@ -82,6 +94,17 @@ async def here(tmp_path: Path) -> AsyncIterator[Here]:
         await place.wait("custody", lambda: made_and_held(node)[1] >= 3)
         station.counts.refused.clear()  # of its first hello, before it had joined
         yield Here(place, station, node)
+
+
+def spooled(station: Station) -> int:
+    with spool_of(station) as spool:
+        return spool.status().packets
+
+
+def held_of(station: Station, kid: bytes) -> list[int]:
+    """The sequences of a node's store ``abcd`` that a gateway holds."""
+    with spool_of(station) as spool:
+        return list(spool.held(kid, b"abcd"))
 
 
 def packet(identity: Identity, sequence: int = 1, **changes: Any) -> bytes:
@@ -102,7 +125,7 @@ def packet(identity: Identity, sequence: int = 1, **changes: Any) -> bytes:
 async def test_every_malformed_packet_is_counted_and_not_stored(here: Here) -> None:
     here.member(SIGNER, "signer")
     await here.quiet()
-    spooled = here.station.spool.status().packets
+    before = spooled(here.station)
     expected: dict[str, int] = {}
     for case in VECTORS["refused"]:
         raw = bytes.fromhex(case["raw"])
@@ -110,13 +133,13 @@ async def test_every_malformed_packet_is_counted_and_not_stored(here: Here) -> N
             here.send(raw, SIGNER.kid)
             expected[case["reason"]] = expected.get(case["reason"], 0) + 1
     here.send(packet(SIGNER), SIGNER.kid)  # and a good one at the end
-    await here.place.wait("the good one", lambda: here.station.counts.new > spooled)
+    await here.place.wait("the good one", lambda: here.station.counts.new > before)
     counted = dict(here.station.counts.refused)
     # Where not even a message can be made out, that is what is said.
     assert sum(counted.values()) == sum(expected.values())
     for reason in ("signature", "type", "bounds", "duplicate_key", "nesting", "integer"):
         assert counted[reason] == expected[reason], reason
-    assert here.station.spool.status().packets == spooled + 1
+    assert spooled(here.station) == before + 1
 
 
 async def test_unknown_revoked_expired_and_misplaced_keys(here: Here) -> None:
@@ -130,13 +153,12 @@ async def test_unknown_revoked_expired_and_misplaced_keys(here: Here) -> None:
     here.send(packet(other), here.node.identity.kid)
     await here.counted("topic")
     here.send(packet(other), other.kid)
-    spool = here.station.spool
-    await here.place.wait("the honest one", lambda: 1 in spool.held(other.kid, b"abcd"))
+    await here.place.wait("the honest one", lambda: held_of(here.station, other.kid) == [1])
     here.station.fleet.revoke([other.kid], here.place.root, time.time())
     here.send(packet(other, 2), other.kid)
     await here.counted("revoked")
-    assert list(spool.held(other.kid, b"abcd")) == [1]
-    assert not list(spool.held(stranger.kid, b"abcd"))
+    assert held_of(here.station, other.kid) == [1]
+    assert not held_of(here.station, stranger.kid)
 
 
 async def test_a_malleated_header_frames_nobody(here: Here) -> None:
@@ -146,7 +168,7 @@ async def test_a_malleated_header_frames_nobody(here: Here) -> None:
     raw = packet(attacker)
     here.send(raw[:9] + victim.kid + raw[17:], victim.kid)
     await here.counted("signature")
-    assert not list(here.station.spool.held(victim.kid, b"abcd"))
+    assert not held_of(here.station, victim.kid)
 
 
 async def test_a_replay_is_receipted_again_and_deposited_once(here: Here) -> None:
@@ -165,7 +187,7 @@ async def test_stale_is_held_but_not_routed(here: Here) -> None:
     here.send(packet(me, time=EPOCH - 1000 * HOUR, ttl=1), me.kid)
     await here.place.wait("the stale one", lambda: here.station.counts.stale == 1)
     await here.quiet()
-    assert list(here.station.spool.held(me.kid, b"abcd")) == [1]
+    assert held_of(here.station, me.kid) == [1]
     stored = await here.station.engines[0].query(EVERYTHING, limit=10_000)
     assert me.kid not in {entry.kid for entry in stored}
 
@@ -180,7 +202,7 @@ async def test_a_date_in_the_future_is_for_later(here: Here) -> None:
     assert answer.receipt.held == ()
     assert [sequences for _, sequences in answer.receipt.later] == [(1,)]
     assert here.station.counts.later == 1
-    assert not list(here.station.spool.held(me.kid, b"abcd"))
+    assert not held_of(here.station, me.kid)
 
 
 async def test_equivocation_is_refused_loudly(here: Here, caplog: pytest.LogCaptureFixture) -> None:
@@ -213,13 +235,14 @@ async def test_gateways_take_nothing_that_gateways_say(here: Here) -> None:
 async def test_forged_replayed_and_reflected_receipts_change_nothing(here: Here) -> None:
     node, gateway = here.node, here.station.identity
     here.medium.fail()
-    await here.place.wait("a backlog", lambda: node.outbox.stats().waiting >= 3)
+    await here.place.wait("a backlog", lambda: stats_of(node).waiting >= 3)
     await node.drain({})
     await here.place.stop(here.station)  # nobody answers any more
     here.medium.heal()
-    await here.place.wait("packets", lambda: node.outbox.stats().open_packets >= 1)
-    (queued, *_) = node.outbox.unreceipted(1)
-    ids = {queued.sequence: node.outbox.packet_id(queued.store, queued.sequence) or b""}
+    await here.place.wait("packets", lambda: stats_of(node).open_packets >= 1)
+    with outbox_of(node) as reader:
+        (queued, *_) = reader.unreceipted(1)
+        ids = {queued.sequence: reader.packet_id(queued.store, queued.sequence) or b""}
     said = Receipt(queued.store, (queued.sequence,))
     keys = mac_keys(gateway, gateway=gateway.public, node=node.identity.public)
     stranger = Identity.generate()
@@ -234,14 +257,14 @@ async def test_forged_replayed_and_reflected_receipts_change_nothing(here: Here)
     ):
         here.medium.inject(receipts.build(said, key, when, names), down(node.identity.kid))
     await here.place.wait("the refusals", lambda: node.inbound.refused["mac"] >= 5)
-    assert node.outbox.stats().open_packets >= 1
+    assert stats_of(node).open_packets >= 1
     genuine = receipts.build(said, keys.to_node, epoch, ids)
-    before = node.outbox.stats().held_packets
+    before = stats_of(node).held_packets
     here.medium.inject(genuine, down(node.identity.kid))
-    await here.place.wait("the receipt", lambda: node.outbox.stats().held_packets > before)
+    await here.place.wait("the receipt", lambda: stats_of(node).held_packets > before)
     here.medium.inject(genuine, down(node.identity.kid))  # replayed: it says nothing new
     await here.place.wait("the repeat", lambda: node.uplink.custody.counters.unknown >= 1)
-    assert node.outbox.stats().held_packets == before + 1
+    assert stats_of(node).held_packets == before + 1
 
 
 async def test_a_foreign_gateway_gets_nothing_deleted_and_nobody_adopted(tmp_path: Path) -> None:
@@ -257,8 +280,8 @@ async def test_a_foreign_gateway_gets_nothing_deleted_and_nobody_adopted(tmp_pat
                 assert place.medium is not None
                 place.medium.inject(raw, down(node.identity.kid))
         await place.wait("the refusals", lambda: node.inbound.refused["chain"] >= 2)
-        await place.wait("outcomes", lambda: node.outbox.stats().made >= 3)
-        stats = node.outbox.stats()
+        await place.wait("outcomes", lambda: stats_of(node).made >= 3)
+        stats = stats_of(node)
         assert not node.membership.enrolled(None)
         assert (stats.waiting, stats.packets, stats.held_packets) == (stats.made, 0, 0)
 
@@ -290,9 +313,9 @@ async def test_what_is_injected_downwards_is_counted(here: Here) -> None:
         lambda: {"truncated", "message", "signature", "future", "replayed"} <= set(refused),
     )
     assert node.clock.now() > EPOCH  # a forged greeting tells no time
-    assert node.inbox.query(ADDRESS) == []
+    assert peers_of(node, ADDRESS) == []
     here.medium.inject(good, peers(address))
-    await here.place.wait("the good one", lambda: node.inbox.query(ADDRESS))
+    await here.place.wait("the good one", lambda: peers_of(node, ADDRESS))
 
 
 async def test_floods_of_questions_are_not_all_answered(here: Here) -> None:
@@ -311,7 +334,7 @@ async def test_floods_of_questions_are_not_all_answered(here: Here) -> None:
 async def test_a_new_epoch_brings_back_what_the_gateway_lost(here: Here) -> None:
     """The gateway comes back without its spool: the node sends what it still has."""
     await here.quiet()
-    held = here.node.outbox.stats().held_packets
+    held = stats_of(here.node).held_packets
     assert held
     await here.place.stop(here.station)
     state = here.station.config.gateway.state
@@ -319,9 +342,7 @@ async def test_a_new_epoch_brings_back_what_the_gateway_lost(here: Here) -> None
         path.unlink()
     again = here.place.station()
     here.place.start(again)
-    here.node.gateways.hello_soon()
-    here.medium.fail()
-    here.medium.heal()
+    here.node.asking.hello()  # which it says every few minutes
     await here.place.wait("everything again", lambda: again.counts.new >= held)
-    await here.place.wait("receipts", lambda: here.node.outbox.stats().held_packets == held)
+    await here.place.wait("receipts", lambda: stats_of(here.node).held_packets == held)
     assert {GATEWAY, ISSUER} <= next(iter(again.fleet.valid(GATEWAY, None))).scope
