@@ -22,7 +22,6 @@ import argparse
 import asyncio
 import contextlib
 import getpass
-import ipaddress
 import logging
 import os
 import signal
@@ -33,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from qis_edge.core.errors import LinkError, QisError, UsageError
+from qis_edge.links.mqtt_settings import is_loopback
 
 _log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class EmbeddedBroker:
         password_file: Path | None = None,
         allow_anonymous: bool = False,
     ) -> None:
-        if password_file is None and not allow_anonymous and not _is_loopback(host):
+        if password_file is None and not allow_anonymous and not is_loopback(host):
             raise UsageError(
                 f"anyone who reaches {host} could use the broker",
                 field="host",
@@ -286,15 +286,6 @@ def _quieten() -> None:
         logger = logging.getLogger(name)
         if logger.level == logging.NOTSET:
             logger.setLevel(logging.CRITICAL)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 async def _serve(broker: EmbeddedBroker) -> None:

@@ -62,8 +62,7 @@ SCHEMA = Schema(
             kid BLOB PRIMARY KEY,
             first REAL NOT NULL,
             last REAL NOT NULL,
-            accepted INTEGER NOT NULL,
-            skew REAL
+            accepted INTEGER NOT NULL
         );
         CREATE TABLE refusals (
             kid BLOB NOT NULL,
@@ -89,7 +88,6 @@ class NodeState:
     :param first_seen: unix seconds of its first accepted packet, or ``None``.
     :param accepted: packets of it that were accepted.
     :param refused: reason → frames that *claimed* to be of it and were refused.
-    :param skew: seconds by which its clock was ahead of ours, when that was last known.
     """
 
     kid: bytes
@@ -101,7 +99,6 @@ class NodeState:
     last_seen: float | None
     accepted: int
     refused: Mapping[str, int]
-    skew: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +132,6 @@ class _Seen:
     first: float
     last: float
     accepted: int = 0
-    skew: float | None = None
 
 
 @dataclass(slots=True)
@@ -227,18 +223,12 @@ class Fleet:
         """In memory: unix seconds at which joining ends, or ended."""
         return self._permit_until
 
-    def accepted(
-        self, kid: bytes, now: float, packets: int = 1, *, skew: float | None = None
-    ) -> None:
-        """In memory until the next :meth:`flush`: a node was heard, verified.
-
-        :param skew: seconds by which its clock is ahead of ours, where that is known.
-        """
+    def accepted(self, kid: bytes, now: float, packets: int = 1) -> None:
+        """In memory until the next :meth:`flush`: a node was heard, verified."""
         with self._memory:
             seen = self._tally.seen.setdefault(kid, _Seen(now, now))
             seen.last = max(seen.last, now)
             seen.accepted += packets
-            seen.skew = seen.skew if skew is None else skew
 
     def refused(self, kid: bytes | None, reason: Reason) -> None:
         """In memory until the next :meth:`flush`: a frame that claims to be of ``kid`` was
@@ -311,11 +301,10 @@ class Fleet:
             try:
                 with self._db.transaction():
                     self._db.execute_many(
-                        "INSERT INTO seen VALUES (?, ?, ?, ?, ?) ON CONFLICT (kid) DO UPDATE SET "
-                        "last = max(last, excluded.last), accepted = accepted + excluded.accepted, "
-                        "skew = coalesce(excluded.skew, skew)",
+                        "INSERT INTO seen VALUES (?, ?, ?, ?) ON CONFLICT (kid) DO UPDATE SET "
+                        "last = max(last, excluded.last), accepted = accepted + excluded.accepted",
                         [
-                            (kid, seen.first, seen.last, seen.accepted, seen.skew)
+                            (kid, seen.first, seen.last, seen.accepted)
                             for kid, seen in tally.seen.items()
                         ],
                     )
@@ -567,7 +556,7 @@ class Fleet:
         revoked = frozenset(self.revocation.kids if self.revocation else ())
         states = []
         for credential in sorted(held, key=lambda one: (one.subject, one.kid)):
-            first, last, accepted, skew = seen.get(credential.kid, (None, None, 0, None))
+            first, last, accepted = seen.get(credential.kid, (None, None, 0))
             states.append(
                 NodeState(
                     kid=credential.kid,
@@ -579,7 +568,6 @@ class Fleet:
                     last_seen=last,
                     accepted=accepted,
                     refused=refusals.get(credential.kid, {}),
-                    skew=skew,
                 )
             )
         return states

@@ -225,13 +225,13 @@ class FleetFile:
 # --- durable files ---------------------------------------------------------------------
 
 
-def replace_file(path: Path, data: bytes, mode: int = 0o644) -> None:
+def replace_file(path: Path, data: bytes) -> None:
     """Put ``data`` in place of what is there, all of it or nothing; durable when it returns.
 
     :raises KeyFileError: it cannot be written.
     """
     try:
-        _place(path, data, mode, os.replace)
+        _place(path, data, 0o644, os.replace)
     except OSError as error:
         raise KeyFileError(f"{path} cannot be written: {error.strerror}") from None
 

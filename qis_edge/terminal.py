@@ -6,7 +6,6 @@ recolour, reorder or hide text is shown as its code instead.
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from typing import TYPE_CHECKING
 
@@ -62,22 +61,18 @@ def _columns(character: str) -> int:
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
-def table(
-    headers: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[str] = ()
-) -> str:
-    """Aligned columns under their headers.
+def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Aligned columns under their headers, those of numbers to the right.
 
-    Cells are made :func:`harmless`; ``None`` is shown as ``-``. Columns named in ``right``
-    are aligned to the right, as are numbers.
+    Cells are made :func:`harmless`; ``None`` is shown as ``-``.
     """
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [
         max([width(header), *(width(row[i]) for row in cells)]) for i, header in enumerate(headers)
     ]
     numeric = [
-        header in right
-        or (bool(rows) and all(isinstance(row[i], int | float | None) for row in rows))
-        for i, header in enumerate(headers)
+        bool(rows) and all(isinstance(row[i], int | float | None) for row in rows)
+        for i in range(len(headers))
     ]
     lines = []
     for row in [list(headers), *cells]:
@@ -146,6 +141,6 @@ def moment(unix: float | None) -> str:
         return f"@{unix:.0f}"
 
 
-def plural(count: int, one: str, many: str | None = None) -> str:
+def plural(count: int, one: str) -> str:
     """``1 packet``, ``2 packets``."""
-    return f"{count} {one if count == 1 else many or re.sub('y$', 'ie', one) + 's'}"
+    return f"{count} {one if count == 1 else one + 's'}"

@@ -69,10 +69,6 @@ def test_table_of_nothing() -> None:
     assert table(["a", "b"], []) == "a  b"
 
 
-def test_columns_may_be_set_to_the_right() -> None:
-    assert table(["a"], [["1 kB"], ["12 kB"]], right=["a"]).splitlines()[1] == " 1 kB"
-
-
 def test_pairs() -> None:
     assert pairs([("a", True), ("long", "x\n"), ("", None)]) == "a     yes\nlong  x\\x0a\n      -"
 
@@ -123,4 +119,3 @@ def test_moment() -> None:
 
 def test_plural() -> None:
     assert (plural(1, "packet"), plural(2, "packet")) == ("1 packet", "2 packets")
-    assert plural(0, "body") == "0 bodies"

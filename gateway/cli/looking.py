@@ -153,7 +153,6 @@ def _node(one: NodeState, stores: Sequence[StoreState]) -> dict[str, Any]:
         "last_seen": one.last_seen,
         "accepted": one.accepted,
         "refused": dict(one.refused),
-        "skew": one.skew,
         "stores": [
             {
                 "store": each.store,

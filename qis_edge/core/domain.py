@@ -11,7 +11,7 @@ The template's text is described in :mod:`qis_edge.core.template`, the addresses
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
@@ -242,12 +242,6 @@ class Domain:
             raise DoesNotFit(f"{value} is a number, not a word", field=f"results.{name}")
         return found.rounded(value)
 
-    def name_results(self, outcome: Outcome) -> Outcome:
-        """The outcome with names where there were codes; unknown labels stay."""
-        return replace(
-            outcome, results={self.name_of(label): v for label, v in outcome.results.items()}
-        )
-
     @cached_property
     def _by_label(self) -> dict[Label, Result]:
         found: dict[Label, Result] = {result.name: result for result in self.results}
@@ -279,20 +273,11 @@ class Situation:
         scheme = self.domain._prefix
         return address.plain(self.fields) if scheme is None else scheme.fingerprint(self.fields)
 
-    def neighbours(self, fields: Iterable[str] | None = None) -> tuple[Situation, ...]:
-        """The situations that are one step away in one ordinal field.
-
-        :param fields: only steps in these; ``None``: in every ordinal field.
-        :raises UsageError: a name in ``fields`` is no ordinal field.
-        """
-        ordinal = [field.name for field in self.domain.fields if field.ordinal]
-        chosen = ordinal if fields is None else list(fields)
-        for name in chosen:
-            if name not in ordinal:
-                raise UsageError("is no ordinal field", field=name, hint=nearest(name, ordinal))
+    def neighbours(self) -> tuple[Situation, ...]:
+        """The situations that are one step away in one ordinal field."""
         found = []
         for n, field in enumerate(self.domain.fields):
-            if field.name in chosen:
+            if field.ordinal:
                 here = field.values.index(self.values[n])
                 for step in (here - 1, here + 1):
                     if 0 <= step < len(field.values):
@@ -300,24 +285,21 @@ class Situation:
                         found.append(Situation(self.domain, values, self.vector))
         return tuple(found)
 
-    def widen(
-        self, bits: int = address.BITS, *, neighbours: bool = True
-    ) -> tuple[tuple[bytes, int], ...]:
-        """The addresses to ask for, each as (fingerprint, leading bits), this one first.
+    def widen(self, bits: int = address.BITS) -> tuple[tuple[bytes, int], ...]:
+        """The addresses to ask for, each as (fingerprint, leading bits), this one first, then
+        those of the neighbouring values of the ordinal fields that lie within ``bits`` (what
+        lies behind them is covered anyway).
 
         :param bits: how many leading bits must agree; 256 asks for single addresses. See
             :meth:`Domain.prefix_bits`.
-        :param neighbours: ask also for the neighbouring values of those ordinal fields that
-            lie within ``bits`` (what lies behind them is covered anyway).
         :raises UsageError: ``bits`` is not 256 and the scheme is ``sha256``.
         """
         if not 0 <= bits <= address.BITS:
             raise UsageError(f"{bits}, must be 0..{address.BITS}", field="bits")
         if bits < address.BITS:
             self.domain.prefix_bits(0)  # refuses a scheme that has none
-        around = (self, *self.neighbours()) if neighbours else (self,)
         distinct: dict[bytes, bytes] = {}
-        for situation in around:
+        for situation in (self, *self.neighbours()):
             whole = situation.fingerprint
             distinct.setdefault(address.masked(whole, bits), whole)
         return tuple((whole, bits) for whole in distinct.values())

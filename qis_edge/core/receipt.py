@@ -72,16 +72,6 @@ def mac_keys(identity: Identity, *, gateway: PublicKey, node: PublicKey) -> MacK
     return MacKeys(*(_derive(secret, way, gateway, node) for way in Way))
 
 
-def mac_key(
-    identity: Identity, peer: PublicKey, way: Way, *, gateway: PublicKey, node: PublicKey
-) -> bytes:
-    """The key of one way between ``identity`` and ``peer``, 32 bytes.
-
-    :raises Refused: SECRET, the peer's key is of small order.
-    """
-    return _derive(identity.shared_secret(peer), way, gateway, node)
-
-
 def _derive(secret: bytes, way: Way, gateway: PublicKey, node: PublicKey) -> bytes:
     info = _MAC_INFO + way.value + gateway.thumbprint + node.thumbprint
     return hkdf_sha256(secret, info)

@@ -57,6 +57,9 @@ MATURE = 12
 #: How much of a difference to believe from a window in which our own value is far from the
 #: consensus: ours is the likelier fault, but it may be that we were moved.
 DOUBTED = 0.1
+#: Windows after a window's end at which its voices are compared. What comes later is compared
+#: with what was agreed then.
+PATIENCE = 2
 #: Windows in a row that make our own sensor doubtful.
 DOUBTFUL = 3
 #: Standard deviations of a stranger, in those of the worst peer that we know.
@@ -103,29 +106,24 @@ class Estimate:
     results: Mapping[str, ResultEstimate] = field(default_factory=dict)
 
 
-def as_outcome(estimate: Estimate, results: Iterable[str] | None = None) -> Outcome:
+def as_outcome(estimate: Estimate) -> Outcome:
     """The estimate as an outcome, to be packed under :data:`ESTIMATE_TAG`.
 
     Its confidence is the mean over the results of ``rate · weight / (weight + 1)``, its
     samples are the peers behind it. It is ``open`` without any result, ``contradicted`` where
-    a word has less than half of the weight, ``partial`` where a result is missing or has
-    fewer than two peers behind it, and else ``resolved``.
-
-    :param results: those to state; ``None``: all. What was not estimated is missing.
+    a word has less than half of the weight, ``partial`` where a result has fewer than two
+    peers behind it, and else ``resolved``.
     """
-    names = list(estimate.results) if results is None else list(results)
-    found = [estimate.results[name] for name in names if name in estimate.results]
-    values: dict[str | int, Value] = {
-        name: estimate.results[name].value if name in estimate.results else None for name in names
-    }
+    found = list(estimate.results.values())
+    values: dict[str | int, Value] = {name: one.value for name, one in estimate.results.items()}
     if not found:
         return Outcome(estimate.time, Kind.OPEN, 0.0, 0, values)
     kind = Kind.RESOLVED
     if min(one.rate for one in found) < 0.5:
         kind = Kind.CONTRADICTED
-    elif len(found) < len(names) or min(one.contributors for one in found) < 2:
+    elif min(one.contributors for one in found) < 2:
         kind = Kind.PARTIAL
-    confidence = sum(one.rate * one.weight / (one.weight + 1) for one in found) / len(names)
+    confidence = sum(one.rate * one.weight / (one.weight + 1) for one in found) / len(found)
     samples = min(MAX_SAMPLES, max(one.contributors for one in found))
     return Outcome(estimate.time, kind, round(confidence, 2), samples, values)
 
@@ -201,8 +199,6 @@ class Synthesiser:
     :param window: length of our windows, seconds. A peer's outcome belongs to the window in
         which it starts.
     :param me: our own kid: outcomes of ours that come back are no voices.
-    :param patience: seconds after a window's end at which its voices are compared; two
-        windows unless given. What comes later is compared with what was agreed then.
     :param state: what :meth:`state` gave; what of it makes no sense is as if unlearned.
     """
 
@@ -212,13 +208,12 @@ class Synthesiser:
         *,
         window: int,
         me: bytes = b"",
-        patience: float | None = None,
         state: object = None,
     ) -> None:
         self.domain = domain
         self.window = window
         self._me = me
-        self._patience = 2 * window if patience is None else patience
+        self._patience = PATIENCE * window
         self._results = {result.name: result for result in domain.results}
         self._peers: dict[bytes, _Peer] = {}
         self._own = _Peer()  # only what we measured; we have no bias

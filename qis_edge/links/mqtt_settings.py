@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import stat
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -145,10 +145,6 @@ class MqttSettings:
         if parts.password:
             found["password"] = unquote(parts.password)
         return cls(**(found | others))
-
-    def with_changes(self, **changes: Any) -> MqttSettings:
-        """These settings with some changed."""
-        return replace(self, **changes)
 
     def read_password(self) -> str | None:
         """The password, from wherever it is kept.

@@ -375,11 +375,6 @@ class Inbox:
                     (made.kid, now or 0, over),
                 )
 
-    def forget_credential(self, kid: bytes) -> None:
-        """Drop what vouches for a key."""
-        with self._durable_change():
-            self._db.execute("DELETE FROM credentials WHERE kid=?", (kid,))
-
     def keep_revocation(self, raw: bytes) -> bool:
         """Keep a revocation list that was verified; whether it is newer than what is here.
 

@@ -41,7 +41,7 @@ def test_nodes_of_a_gateway(ready: Site) -> None:
     assert "no nodes yet" in ready.console.out
     identity = deposited(ready)
     with contextlib.closing(ready.fleet()) as fleet:
-        fleet.accepted(identity.kid, NOW, 2, skew=1.5)
+        fleet.accepted(identity.kid, NOW, 2)
         fleet.refused(identity.kid, Reason.SIGNATURE)
     assert ready.gateway("nodes") == 0
     assert re.search(r"field-1 +[0-9a-f]{16} .* 2 +0 +1 +good for", ready.console.out)

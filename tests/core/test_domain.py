@@ -249,9 +249,6 @@ def test_labels_and_names() -> None:
     with pytest.raises(UsageError) as caught:
         CELLAR.result("botles")
     assert caught.value.hint == 'did you mean "bottles"?'
-    outcome = Outcome(1, results={1: 3.0, "corks": 2.0, 99: None})
-    named = CELLAR.name_results(outcome)
-    assert dict(named.results) == {"temperature": 3.0, "corks": 2.0, 99: None}
 
 
 def test_quantising_rounds_to_the_resolution() -> None:

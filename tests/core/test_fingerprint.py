@@ -188,9 +188,6 @@ def test_neighbours_are_one_step_away_in_one_ordinal_field() -> None:
     here = DOMAIN.situation(place="b", depth="0_10", crop="rice", stage="leaf")
     steps = [(s.fields["depth"], s.fields["stage"]) for s in here.neighbours()]
     assert steps == [("10_30", "leaf"), ("0_10", "sown"), ("0_10", "ear")]
-    assert [s.fields["stage"] for s in here.neighbours(["stage"])] == ["sown", "ear"]
-    with pytest.raises(UsageError, match="crop"):
-        here.neighbours(["crop"])
 
 
 def test_widening_probes_the_neighbours_within_the_prefix_only() -> None:
@@ -203,7 +200,6 @@ def test_widening_probes_the_neighbours_within_the_prefix_only() -> None:
     depths = [DOMAIN.recognise(f).fields["depth"] for f, b in here.widen(bits) if b == bits]  # type: ignore[union-attr]  # all are addresses
     assert depths == ["10_30", "0_10", "30_60"]
     assert here.widen(DOMAIN.prefix_bits(1)) == ((here.fingerprint, DOMAIN.prefix_bits(1)),)
-    assert here.widen(bits, neighbours=False) == ((here.fingerprint, bits),)
 
 
 @given(situations, st.integers(0, FIELDS), situations)

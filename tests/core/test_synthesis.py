@@ -578,15 +578,12 @@ def test_an_estimate_as_an_outcome() -> None:
     assert outcome.confidence == pytest.approx((0.75 + 0.4) / 2, abs=0.01)
     assert DOMAIN.quantise(outcome) == outcome
 
-    one = as_outcome(Estimate(T0, results), ["temperature", "level"])
-    assert one.results == {"temperature": 20.5, "level": None}
-    assert one.kind is Kind.PARTIAL
     split = {"sky": ResultEstimate("rain", 0.0, 5, 3.0, 0.4)}
     assert as_outcome(Estimate(T0, split)).kind is Kind.CONTRADICTED
     single = {"level": ResultEstimate(1.0, 0.0, 1, 1.0)}
     assert as_outcome(Estimate(T0, single)).kind is Kind.PARTIAL
-    nothing = as_outcome(Estimate(T0, {}), ["level"])
-    assert (nothing.kind, nothing.results, nothing.confidence) == (Kind.OPEN, {"level": None}, 0.0)
+    nothing = as_outcome(Estimate(T0, {}))
+    assert (nothing.kind, nothing.results, nothing.confidence) == (Kind.OPEN, {}, 0.0)
 
 
 # --- on real readings ------------------------------------------------------------------

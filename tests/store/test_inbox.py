@@ -214,8 +214,6 @@ def test_trust_is_restored_from_it(box: Inbox) -> None:
     assert trust.resolve(node.kid, NOW, "node") == node.public
     assert trust.revocation_number == 3
     assert box.trust() == [revocation.raw, renewed.raw, leaf.raw]
-    box.forget_credential(node.kid)
-    assert box.stats().credentials == 1
 
 
 def test_what_is_no_credential_is_refused(box: Inbox) -> None:
