@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from types import TracebackType
 from typing import Self
 
 from qis_edge.core.errors import LinkError
@@ -29,12 +28,7 @@ class Batches:
         self._pump = asyncio.create_task(self._take())
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._pump is not None:
             self._pump.cancel()
 

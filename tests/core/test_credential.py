@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import given, settings
@@ -24,6 +24,7 @@ from qis_edge.core.credential import (
 )
 from qis_edge.core.errors import Reason, Refused, UsageError
 from qis_edge.core.identity import Identity, PublicKey
+from tests.core.kit import refusal
 
 ROOT = Identity.from_seed(b"\x00" * 32)
 GATEWAY = Identity.from_seed(b"\x01" * 32)
@@ -56,12 +57,6 @@ def give(
 
 def revoke(number: int, *kids: bytes, by: Identity = ROOT) -> bytes:
     return RevocationList.issue(by, number=number, issued=NOW, kids=kids).raw
-
-
-def refusal(act: Callable[[], object]) -> tuple[Reason, str]:
-    with pytest.raises(Refused) as refused:
-        act()
-    return refused.value.reason, refused.value.field
 
 
 @pytest.fixture

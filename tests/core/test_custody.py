@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from qis_edge.core.custody import BROKER, MESH, Custody, Pace
 from qis_edge.core.errors import Reason, UsageError
+from tests.core.kit import offer, send
 
 DAY = 86400.0
 WEEK = 7 * DAY
@@ -23,18 +24,6 @@ def custody(pace: Pace = PLAIN, copies: int = 1) -> Custody[int]:
     made: Custody[int] = Custody(lambda: 0.0, pace=pace, copies=copies)
     made.link_up(0.0)
     return made
-
-
-def send(machine: Custody[int], now: float, room: int = 1000) -> list[int]:
-    keys = machine.due(now, room)
-    for key in keys:
-        machine.sent(key, now)
-    return keys
-
-
-def offer(machine: Custody[int], *keys: int, priority: int = 1, now: float = 0.0) -> None:
-    for key in keys:
-        machine.offer(key, priority, now)
 
 
 # --- a world to run it in --------------------------------------------------------------

@@ -30,6 +30,7 @@ from qis_edge.core.messages import (
 from qis_edge.core.outcome import Outcome
 from qis_edge.core.packet import pack
 from qis_edge.core.receipt import Receipt, ReceiptMessage, build, mac_keys, verify
+from tests.core.kit import refusal
 
 ROOT = Identity.from_seed(b"\x00" * 32)
 GATEWAY = Identity.from_seed(b"\x01" * 32)
@@ -50,12 +51,6 @@ interests = st.lists(
     max_size=MAX_INTERESTS,
     unique=True,
 ).map(tuple)
-
-
-def refusal(act: Callable[[], object]) -> tuple[Reason, str]:
-    with pytest.raises(Refused) as refused:
-        act()
-    return refused.value.reason, refused.value.field
 
 
 # --- there and back --------------------------------------------------------------------

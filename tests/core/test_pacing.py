@@ -10,6 +10,7 @@ import pytest
 from qis_edge.core.custody import Custody
 from qis_edge.core.errors import UsageError
 from qis_edge.core.pacing import MESH, Pace
+from tests.core.kit import offer, send
 
 GATEWAY = b"gateway1"
 URGENT = 3
@@ -20,18 +21,6 @@ def custody(jitter: float = 0.0) -> Custody[int]:
     made: Custody[int] = Custody(lambda: jitter, pace=PLAIN)
     made.link_up(0.0)
     return made
-
-
-def send(machine: Custody[int], now: float, room: int = 1000) -> list[int]:
-    keys = machine.due(now, room)
-    for key in keys:
-        machine.sent(key, now)
-    return keys
-
-
-def offer(machine: Custody[int], *keys: int, priority: int = 1, now: float = 0.0) -> None:
-    for key in keys:
-        machine.offer(key, priority, now)
 
 
 # --- the window and the order ----------------------------------------------------------
