@@ -60,7 +60,7 @@ class _Word:
     ids: dict[int, bytes] = field(default_factory=dict)
 
     def receipt(self, store: bytes) -> Receipt:
-        """Each sequence once, though it may have come twice, even with two contents."""
+        """Each sequence once, though its packet may have come twice."""
         named: set[int] = set()
 
         def once(sequences: list[int]) -> tuple[int, ...]:
@@ -79,16 +79,20 @@ class _Word:
 
 
 class _Words:
-    """What is to be said, by node and store."""
+    """What is to be said, by node and store. Two contents under one number have a word
+    each: a receipt is of packets, and names each by its id."""
 
     def __init__(self) -> None:
-        self._words: dict[_Origin, _Word] = {}
+        self._words: dict[_Origin, list[_Word]] = {}
 
     def of(self, origin: _Origin, sequence: int, packet_id: bytes) -> _Word:
         """The word to a node, in which this packet will be named."""
-        word = self._words.setdefault(origin, _Word())
-        word.ids[sequence] = packet_id
-        return word
+        words = self._words.setdefault(origin, [])
+        for word in words:
+            if word.ids.setdefault(sequence, packet_id) == packet_id:
+                return word
+        words.append(_Word(ids={sequence: packet_id}))
+        return words[-1]
 
     def on(self, packet: Packet) -> _Word:
         """:meth:`of` for a packet at hand."""
@@ -99,7 +103,7 @@ class _Words:
         self.on(packet).later.setdefault(seconds, []).append(packet.sequence)
 
     def __iter__(self) -> Iterator[tuple[_Origin, _Word]]:
-        return iter(self._words.items())
+        return ((origin, word) for origin, words in self._words.items() for word in words)
 
 
 class Custodian:

@@ -19,7 +19,7 @@ from qis_edge.core.errors import Refused
 from qis_edge.core.identity import Identity
 from qis_edge.core.messages import Greeting, RevocationMessage, Wanted
 from qis_edge.core.outcome import Outcome
-from qis_edge.core.packet import pack
+from qis_edge.core.packet import pack, unpack
 from qis_edge.core.receipt import Receipt, mac_keys
 from qis_edge.links.base import UP, down, peers
 from qis_edge.node.runtime import Node
@@ -217,6 +217,28 @@ async def test_equivocation_is_refused_loudly(here: Here, caplog: pytest.LogCapt
     assert [reason.label for reason, _ in answer.receipt.refused] == ["equivocation"]  # type: ignore[union-attr] # a known code
     assert "two contents" in caplog.text
     assert here.station.counts.refused["equivocation"] == 1
+
+
+async def test_each_of_two_contents_is_answered_by_its_own_name(here: Here) -> None:
+    """In one batch or in several: the one that is held stays held, and says so."""
+    me = Identity.generate()
+    here.member(me, "me")
+    link = here.medium.node(me.kid)
+    await link.start()
+    first, second = packet(me, value=1.0), packet(me, value=2.0)
+    for raw in (first, second, first, second):
+        here.send(raw, me.kid)
+    gateway = here.station.identity
+    key = mac_keys(gateway, gateway=gateway.public, node=me.public).to_node
+    held = refused = 0
+    while held == 0 or refused == 0:
+        answer = receipts.parse((await link.receive()).data)
+        said = answer.receipt
+        raw, other = (second, first) if said.refused else (first, second)
+        receipts.verify(answer, key, here.epoch, {1: unpack(raw).id}.get)
+        with pytest.raises(Refused):
+            receipts.verify(answer, key, here.epoch, {1: unpack(other).id}.get)
+        held, refused = held + bool(said.held), refused + bool(said.refused)
 
 
 async def test_gateways_take_nothing_that_gateways_say(here: Here) -> None:
