@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import time
@@ -232,7 +233,7 @@ async def test_each_of_two_contents_is_answered_by_its_own_name(here: Here) -> N
     key = mac_keys(gateway, gateway=gateway.public, node=me.public).to_node
     held = refused = 0
     while held == 0 or refused == 0:
-        answer = receipts.parse((await link.receive()).data)
+        answer = receipts.parse((await asyncio.wait_for(link.receive(), 10)).data)
         said = answer.receipt
         raw, other = (second, first) if said.refused else (first, second)
         receipts.verify(answer, key, here.epoch, {1: unpack(raw).id}.get)
