@@ -417,14 +417,12 @@ class Spool:
         )
         return {sequence for first, last in rows for sequence in range(first, last + 1)}
 
-    def stores(self, kid: bytes | None = None) -> list[StoreState]:
-        """What is held of each store, of one node or of all."""
+    def stores(self) -> list[StoreState]:
+        """What is held of each store of each node."""
         rows = self._db.rows(
             "SELECT kid, store, floor, sum(last - first + 1), max(last), "
             "sum(iif(first < floor, min(last, floor - 1) - first + 1, 0)) "
-            "FROM origins JOIN ranges USING (origin) WHERE kid = ? OR ? "
-            "GROUP BY origin ORDER BY kid, origin",
-            (kid, kid is None),
+            "FROM origins JOIN ranges USING (origin) GROUP BY origin ORDER BY kid, origin"
         )
         states = []
         for row_kid, store, floor, held, last, below in rows:

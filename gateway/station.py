@@ -30,7 +30,7 @@ from qis_edge.core.credential import GATEWAY, NODE
 from qis_edge.core.errors import QisError, Refused, RoutingError, StoreCorrupt, StoreError
 from qis_edge.core.packet import unpack
 from qis_edge.keys import FleetFile, read_key
-from qis_edge.links.base import Link, Role
+from qis_edge.links.base import Link, Role, link_status
 from qis_edge.links.mqtt import MqttLink
 from qis_edge.logs import set_up_logging
 from qis_edge.tasks import run_daemon, until
@@ -241,7 +241,6 @@ class Station:
                     "detail": drain.away or state.detail,
                 }
             )
-        stats = self.link.stats
         return {
             "name": self.config.gateway.name,
             "kid": self.identity.kid.hex(),
@@ -250,17 +249,7 @@ class Station:
             "started": self.started,
             "disk": self.disk.trouble or self.fleet_disk.trouble,
             "permitted_until": self.fleet.permitted_until or None,
-            "link": {
-                "name": self.link.name,
-                "url": self.link.settings.url if isinstance(self.link, MqttLink) else None,
-                "up": self.link.up,
-                "frames_in": stats.frames_in,
-                "frames_out": stats.frames_out,
-                "bytes_in": stats.bytes_in,
-                "bytes_out": stats.bytes_out,
-                "dropped_in": stats.dropped_in,
-                "last_error": stats.last_error,
-            },
+            "link": link_status(self.link),
             "intake": {
                 "new": self.counts.new,
                 "known": self.counts.known,

@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,11 +15,12 @@ from gateway.config import GatewayConfig, load_gateway
 from gateway.fleet import Fleet, NodeState, Waiting
 from gateway.routing import Context, Entry, Interest, open_engine
 from gateway.spool import Spool, StoreState
-from qis_edge.cli.program import OK, note, print_json, start_command
-from qis_edge.control import is_running, request
+from qis_edge.cli.program import OK, note, print_json
+from qis_edge.cli.showing import ask_status, link_rows, outcome_form, results_text
+from qis_edge.control import is_running
 from qis_edge.core.credential import NODE
 from qis_edge.core.domain import Domain
-from qis_edge.core.errors import NotRunning, Refused, UsageError
+from qis_edge.core.errors import Refused, UsageError
 from qis_edge.core.identity import PublicKey
 from qis_edge.core.outcome import Outcome
 from qis_edge.core.packet import Packet, unpack
@@ -32,13 +33,7 @@ from qis_edge.terminal import duration, moment, pairs, plural, size, table
 def status(args: argparse.Namespace) -> int:
     """Say how the gateway is doing."""
     config = load_gateway(args.config, full=False)
-    state = config.gateway.state
-    try:
-        found = {"running": True, **request(state, "status", start=start_command(args))}
-    except NotRunning as error:
-        found = {"running": False, **_stored_status(config)}
-        if not args.json:
-            note(f"{error}, this is what its state folder says; {error.hint}")
+    found = ask_status(args, config.gateway.state, lambda: _stored_status(config))
     with opened_fleet(config, read_only=True) as fleet:
         found["nodes"] = len(fleet.nodes())
         found["waiting"] = len(fleet.waiting())
@@ -87,12 +82,11 @@ def _show_status(found: dict[str, Any]) -> None:
     ]
     if found.get("disk"):
         rows.append(("warning", found["disk"]))
+    if found.get("disk"):
+        rows.append(("warning", found["disk"]))
     if (until := found["permitted_until"]) is not None and until > now:
         rows.append(("joining", f"permitted until {moment(until)}"))
-    if (link := found.get("link")) is not None:
-        rows.append(("link", f"{link['url']} is {'up' if link['up'] else 'down'}"))
-        if link["last_error"] and not link["up"]:
-            rows.append(("", link["last_error"]))
+    rows += link_rows(found.get("link"))
     if (intake := found.get("intake")) is not None:
         refused = sum(intake["refused"].values())
         rows.append(
@@ -120,11 +114,13 @@ def nodes(args: argparse.Namespace) -> int:
         known, waiting = fleet.nodes(), fleet.waiting()
         strangers, until = dict(fleet.strangers()), fleet.permitted_until
     stores: dict[bytes, list[StoreState]] = defaultdict(list)
+    twice: Counter[bytes] = Counter()
     if (state / "spool.db").exists():
         spool = Spool(state / "spool.db", read_only=True)
         with contextlib.closing(spool):
             for one in spool.stores():
                 stores[one.kid].append(one)
+            twice.update(proof.kid for proof in spool.equivocations())
     now = config.clock.make().now()
     if args.json:
         print_json(
@@ -132,18 +128,21 @@ def nodes(args: argparse.Namespace) -> int:
                 "running": is_running(state),
                 "now": now,
                 "permitted_until": until or None,
-                "nodes": [_node(one, stores[one.kid]) for one in known],
+                "nodes": [_node(one, stores[one.kid], twice[one.kid]) for one in known],
                 "waiting": [_waiting(one) for one in waiting],
                 "strangers": strangers,
             }
         )
         return OK
     _show_nodes(known, stores, now)
+    for node in known:
+        if count := twice[node.kid]:
+            print(f"\n{node.name} signed two contents under one number ({count}): is it copied?")
     _show_waiting(waiting, until, now)
     return OK
 
 
-def _node(one: NodeState, stores: Sequence[StoreState]) -> dict[str, Any]:
+def _node(one: NodeState, stores: Sequence[StoreState], twice: int) -> dict[str, Any]:
     return {
         "kid": one.kid,
         "name": one.name,
@@ -153,6 +152,7 @@ def _node(one: NodeState, stores: Sequence[StoreState]) -> dict[str, Any]:
         "last_seen": one.last_seen,
         "accepted": one.accepted,
         "refused": dict(one.refused),
+        "equivocations": twice,
         "stores": [
             {
                 "store": each.store,
@@ -328,17 +328,7 @@ def _packet(
         "sequence": packet.sequence,
         "bytes": len(packet.raw),
         "tags": list(packet.extensions.tags),
-        "outcomes": [
-            {
-                "time": one.time,
-                "kind": one.kind.name.lower(),
-                "confidence": one.confidence,
-                "samples": one.samples,
-                "results": {str(name): value for name, value in one.results.items()},
-                "summary": one.summary,
-            }
-            for one in _outcomes(packet, domain)
-        ],
+        "outcomes": [outcome_form(one) for one in _outcomes(packet, domain)],
     }
 
 
@@ -355,7 +345,7 @@ def _show_packets(
             one.kind.name.lower(),
             round(one.confidence, 2),
             one.samples,
-            ", ".join(f"{name} {_value(value)}" for name, value in one.results.items()),
+            results_text(one),
             one.summary or "",
         ]
         for packet, good in found
@@ -365,9 +355,3 @@ def _show_packets(
     print(table(headers, rows))
     if domain is None:
         note("results are shown by their codes; --domain NAME shows their names")
-
-
-def _value(value: object) -> str:
-    if value is None:
-        return "-"
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -6,9 +6,10 @@ import argparse
 from typing import Any
 
 from qis_edge.cli.program import OK, note, print_json, start_command
+from qis_edge.cli.showing import ask_status, link_rows, outcome_form, results_text
 from qis_edge.config import NodeConfig, load_node
-from qis_edge.control import is_running, request
-from qis_edge.core.errors import NotRunning, Reason
+from qis_edge.control import is_running
+from qis_edge.core.errors import Reason
 from qis_edge.core.outcome import Outcome
 from qis_edge.store.forms import Aside, Queued
 from qis_edge.store.outbox import Outbox
@@ -19,14 +20,7 @@ from qis_edge.terminal import duration, moment, pairs, plural, size, table
 def status(args: argparse.Namespace) -> int:
     """Show how the node is doing."""
     config = load_node(args.config, full=False)
-    start = start_command(args)
-    try:
-        found = request(config.node.state, "status", start=start)
-        found = {"running": True, **found}
-    except NotRunning as error:
-        found = {"running": False, **_stored_status(config)}
-        if not args.json:
-            note(f"{error}, this is what its state folder says; {error.hint}")
+    found = ask_status(args, config.node.state, lambda: _stored_status(config))
     if args.json:
         print_json(found)
     else:
@@ -56,20 +50,7 @@ def _stored_status(config: NodeConfig) -> dict[str, Any]:
 
 
 def _outbox_numbers(outbox: OutboxReader, config: NodeConfig) -> dict[str, Any]:
-    stats = outbox.stats()
-    return {
-        "store": stats.store.hex(),
-        "made": stats.made,
-        "waiting": stats.waiting + stats.untimed,
-        "packed": stats.packed,
-        "packets": stats.packets,
-        "unreceipted": stats.open_packets,
-        "held": stats.held_packets,
-        "refused": stats.refused_packets,
-        "evicted_unsent": stats.evicted_unsent,
-        "bytes": stats.bytes,
-        "budget": stats.budget or config.outbox.budget,
-    }
+    return outbox.stats().shown() | {"budget": config.outbox.budget}  # a reader knows none
 
 
 def _show_status(found: dict[str, Any]) -> None:
@@ -86,10 +67,7 @@ def _show_status(found: dict[str, Any]) -> None:
         rows.append(("warning", found["disk"]))
     if found.get("address"):
         rows.append(("address", found["address"]))
-    if (link := found.get("link")) is not None:
-        rows.append(("link", f"{link['url']} is {'up' if link['up'] else 'down'}"))
-        if link["last_error"] and not link["up"]:
-            rows.append(("", link["last_error"]))
+    rows += link_rows(found.get("link"))
     rows += [
         ("gateway", f"{one['kid']}{'' if one['greeted'] else ', not met yet'}")
         for one in found.get("gateways", ())
@@ -164,7 +142,7 @@ def queue(args: argparse.Namespace) -> int:
                 "running": running,
                 "outbox": numbers,
                 "waiting": [
-                    {"priority": priority.name.lower(), "address": address, **_outcome(outcome)}
+                    {"priority": priority.name.lower(), "address": address, **outcome_form(outcome)}
                     for priority, address, outcome in waiting
                 ],
                 "unreceipted": [_packet(one) for one in unreceipted],
@@ -196,7 +174,7 @@ def _show_waiting(waiting: list[tuple[Any, bytes, Outcome]], count: int) -> None
             priority.name.lower(),
             outcome.kind.name.lower(),
             round(outcome.confidence, 2),
-            _results(outcome),
+            results_text(outcome),
         ]
         for priority, _, outcome in waiting
     ]
@@ -243,24 +221,6 @@ def _reason(code: int) -> str:
         return Reason(code).label
     except ValueError:
         return f"reason {code}"
-
-
-def _results(outcome: Outcome) -> str:
-    return ", ".join(
-        f"{name} {'-' if value is None else f'{value:g}' if isinstance(value, float) else value}"
-        for name, value in outcome.results.items()
-    )
-
-
-def _outcome(outcome: Outcome) -> dict[str, Any]:
-    return {
-        "time": outcome.time,
-        "kind": outcome.kind.name.lower(),
-        "confidence": outcome.confidence,
-        "samples": outcome.samples,
-        "results": {str(name): value for name, value in outcome.results.items()},
-        "summary": outcome.summary,
-    }
 
 
 def _packet(one: Queued) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qis_edge.cli.program import OK, PROBLEM, complain, note, print_json
+from qis_edge.cli.showing import outcome_form
 from qis_edge.config import NodeConfig, SensorConfig, load_node
 from qis_edge.core.domain import Domain, Situation
 from qis_edge.core.errors import KeyFileError, SensorError, UsageError
@@ -159,14 +160,7 @@ def _plain(
             for look in looks
             for reading in look.readings[-1:]
         ],
-        "outcome": {
-            "time": outcome.time,
-            "kind": outcome.kind.name.lower(),
-            "confidence": outcome.confidence,
-            "samples": outcome.samples,
-            "results": {str(name): value for name, value in outcome.results.items()},
-            "summary": outcome.summary,
-        },
+        "outcome": outcome_form(outcome),
         "fields": situation.fields,
         "address": situation.fingerprint,
         "bytes": len(packet.raw),

@@ -98,6 +98,8 @@ class Link(Protocol):
     """
 
     name: str
+    #: Where it leads, for people: no password in it.
+    url: str
     #: Largest message in bytes that it carries (512 unless the medium says less).
     mtu: int
     stats: LinkStats
@@ -170,3 +172,19 @@ class Link(Protocol):
         """Nodes: hear the PEERS traffic of exactly these fingerprints (32 bytes each)
         from now on and after each reconnect. A no-op where everything is heard."""
         ...
+
+
+def link_status(link: Link) -> dict[str, object]:
+    """A link as ``status --json`` shows it."""
+    stats = link.stats
+    return {
+        "name": link.name,
+        "url": link.url,
+        "up": link.up,
+        "frames_in": stats.frames_in,
+        "frames_out": stats.frames_out,
+        "bytes_in": stats.bytes_in,
+        "bytes_out": stats.bytes_out,
+        "dropped_in": stats.dropped_in,
+        "last_error": stats.last_error,
+    }

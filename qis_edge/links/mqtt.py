@@ -84,6 +84,7 @@ class MqttLink:
         self, settings: MqttSettings, role: Role, site: str, kid: bytes, *, name: str = "mqtt"
     ) -> None:
         self.name = name
+        self.url = settings.url
         self.mtu = MAX_FRAME
         self.stats = LinkStats()
         self.settings = settings

@@ -22,7 +22,7 @@ from qis_edge.core.credential import TrustStore
 from qis_edge.core.custody import BROKER
 from qis_edge.core.errors import QisError, Refused, StoreCorrupt, StoreError
 from qis_edge.keys import FleetFile, read_key
-from qis_edge.links.base import Link, Role
+from qis_edge.links.base import Link, Role, link_status
 from qis_edge.links.mqtt import MqttLink
 from qis_edge.logs import set_up_logging
 from qis_edge.node.asking import Asking
@@ -244,7 +244,7 @@ class Node:
         """What ``qis-edge status`` shows of a running node. Times in unix seconds."""
         outbox = await self.disk(self.outbox.stats)
         inbox = await self.disk(self.inbox.stats)
-        stats, sent = self.link.stats, self.uplink.custody.counters
+        sent = self.uplink.custody.counters
         credential = self.membership.credential
         return {
             "name": self.config.node.name,
@@ -257,16 +257,7 @@ class Node:
             "enrolled": self.membership.enrolled(self.clock.known),
             "expires": credential.expires if credential else None,
             "address": self.sensing.address.hex() if self.sensing.address else None,
-            "link": {
-                "name": self.link.name,
-                "url": self.link.settings.url if isinstance(self.link, MqttLink) else None,
-                "up": self.link.up,
-                "frames_in": stats.frames_in,
-                "frames_out": stats.frames_out,
-                "bytes_in": stats.bytes_in,
-                "bytes_out": stats.bytes_out,
-                "last_error": stats.last_error,
-            },
+            "link": link_status(self.link),
             "gateways": [
                 {
                     "kid": known.kid.hex(),
@@ -275,19 +266,7 @@ class Node:
                 }
                 for known in self.gateways
             ],
-            "outbox": {
-                "store": outbox.store.hex(),
-                "made": outbox.made,
-                "waiting": outbox.waiting + outbox.untimed,
-                "packed": outbox.packed,
-                "packets": outbox.packets,
-                "unreceipted": outbox.open_packets,
-                "held": outbox.held_packets,
-                "refused": outbox.refused_packets,
-                "evicted_unsent": outbox.evicted_unsent,
-                "bytes": outbox.bytes,
-                "budget": outbox.budget,
-            },
+            "outbox": outbox.shown(),
             "custody": {
                 "sent": sent.sent,
                 "resent": sent.resent,

@@ -198,6 +198,22 @@ class Stats:
     evicted_expired: int  # … never held, but past their ttl
     evicted_unsent: int  # … never held and not past it: lost to the budget
     unreadable: int  # outcomes lost to damage of the file
+
+    def shown(self) -> dict[str, object]:
+        """As ``status --json`` shows it."""
+        return {
+            "store": self.store.hex(),
+            "made": self.made,
+            "waiting": self.waiting + self.untimed,
+            "packed": self.packed,
+            "packets": self.packets,
+            "unreceipted": self.open_packets,
+            "held": self.held_packets,
+            "refused": self.refused_packets,
+            "evicted_unsent": self.evicted_unsent,
+            "bytes": self.bytes,
+            "budget": self.budget,
+        }
     conflicts: int  # packets whose number a gateway knew with other content
 
 

@@ -208,6 +208,7 @@ class MemoryLink:
 
     def __init__(self, medium: MemoryMedium, role: Role, kid: bytes) -> None:
         self.name = f"memory-{role.value}-{kid.hex()}"
+        self.url = "memory:"
         self.mtu = medium.mtu
         self.stats = LinkStats()
         self.role = role

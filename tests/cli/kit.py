@@ -24,7 +24,7 @@ from qis_edge.control import ControlServer
 from qis_edge.core.domain import Domain
 from qis_edge.core.identity import Identity
 from qis_edge.core.outcome import Kind, Outcome
-from qis_edge.core.packet import pack
+from qis_edge.core.packet import Packet, pack
 from qis_edge.keys import FleetFile, read_key
 from qis_edge.store.outbox import Outbox
 
@@ -146,19 +146,23 @@ def filled(ready: Site) -> None:
         outbox.append(outcome(NOW + 3600, kind=Kind.PARTIAL), HERE.fingerprint)
 
 
+def packed(signer: Identity, sequence: int, summary: str) -> Packet:
+    return pack(
+        [outcome(NOW + sequence * 3600, 3.5 + sequence, summary=summary)],
+        identity=signer,
+        fingerprint=HERE.fingerprint,
+        store=b"\x00\x00\x00\x01",
+        sequence=sequence,
+        domain=WEATHER,
+    )
+
+
 def deposited(ready: Site) -> Identity:
     """Two packets of the node in the spool and the routing layer, and one of a stranger."""
     ready.join()
     identity = read_key(ready.node_state / "node.key")
     packets = [
-        pack(
-            [outcome(NOW + n * 3600, 3.5 + n, summary="evil\x1b]0;title\x07 \u202etxt")],
-            identity=signer,
-            fingerprint=HERE.fingerprint,
-            store=b"\x00\x00\x00\x01",
-            sequence=n,
-            domain=WEATHER,
-        )
+        packed(signer, n, "evil\x1b]0;title\x07 \u202etxt")
         for n, signer in enumerate([identity, identity, Identity.generate()])
     ]
     with contextlib.closing(Spool(ready.gateway_state / "spool.db")) as spool:
@@ -207,7 +211,8 @@ RUNNING_NODE: dict[str, Any] = {
     "disk": "outbox.db: the disk is full",
     "started": NOW, "enrolled": True, "expires": NOW + 86400, "address": "bb",
     "link": {"name": "mqtt", "url": "mqtt://h", "up": False, "frames_in": 1, "frames_out": 1,
-             "bytes_in": 1, "bytes_out": 1, "last_error": "refused \x1b[2J"},
+             "bytes_in": 1, "bytes_out": 1, "dropped_in": 0,
+             "last_error": "refused \x1b[2J"},
     "gateways": [{"kid": "cc", "epoch": "dd", "greeted": False}],
     "outbox": {"store": "ee", "made": 3, "waiting": 1, "packed": 2, "packets": 2,
                "unreceipted": 1, "held": 1, "refused": 0, "evicted_unsent": 4, "bytes": 5000,

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 import pytest
 
+from gateway.spool import Intake, Spool
 from qis_edge.core.errors import Reason
-from tests.cli.kit import FIELDS, HERE, NOW, RUNNING_GATEWAY, Site, daemon, deposited
+from tests.cli.kit import FIELDS, HERE, NOW, RUNNING_GATEWAY, Site, daemon, deposited, packed
 
 
 def test_status_of_a_stopped_gateway(ready: Site) -> None:
@@ -32,6 +33,7 @@ def test_status_of_a_running_gateway(ready: Site) -> None:
         assert ready.console.json == {**RUNNING_GATEWAY, **counted}
         assert ready.gateway("status") == 0
     assert "5 new, 1 known already, 2 refused" in ready.console.out
+    assert "warning  spool.db: the disk is full\n" in ready.console.out
     assert "2 refused: signature" in ready.console.out
     assert "sqlite:routing.db: 3 behind; disk full" in ready.console.out
 
@@ -45,9 +47,15 @@ def test_nodes_of_a_gateway(ready: Site) -> None:
         fleet.refused(identity.kid, Reason.SIGNATURE)
     assert ready.gateway("nodes") == 0
     assert re.search(r"field-1 +[0-9a-f]{16} .* 2 +0 +1 +good for", ready.console.out)
+    twin = packed(identity, 0, "other")
+    with contextlib.closing(Spool(ready.gateway_state / "spool.db")) as spool:
+        spool.admit([Intake(twin, NOW)])
+    assert ready.gateway("nodes") == 0
+    assert "field-1 signed two contents under one number (1)" in ready.console.out
     assert ready.gateway("nodes", "--json") == 0
     (node,) = ready.console.json["nodes"]
     assert node["refused"] == {"signature": 1}
+    assert node["equivocations"] == 1
     assert node["stores"] == [
         {"store": "00000001", "held": 2, "last": 1, "coming": 0, "given_up": 0}
     ]

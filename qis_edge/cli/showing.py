@@ -1,0 +1,57 @@
+"""What both commands show in the same way: a daemon's status, links, outcomes."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from qis_edge.cli.program import note, start_command
+from qis_edge.control import request
+from qis_edge.core.errors import NotRunning
+from qis_edge.core.outcome import Outcome
+
+
+def ask_status(
+    args: argparse.Namespace, state: Path, stored: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """What a running daemon says of itself, or else ``stored``, what its state folder says."""
+    try:
+        return {"running": True, **request(state, "status", start=start_command(args))}
+    except NotRunning as error:
+        found = {"running": False, **stored()}
+        if not args.json:
+            note(f"{error}, this is what its state folder says; {error.hint}")
+        return found
+
+
+def link_rows(link: Mapping[str, Any] | None) -> list[tuple[str, object]]:
+    """A link of a running daemon, and what keeps it down."""
+    if link is None:
+        return []
+    standing = "up" if link["up"] else "down"
+    rows: list[tuple[str, object]] = [("link", f"{link['url']} is {standing}")]
+    if link["last_error"] and not link["up"]:
+        rows.append(("", link["last_error"]))
+    return rows
+
+
+def outcome_form(outcome: Outcome) -> dict[str, Any]:
+    """An outcome as ``--json`` shows it."""
+    return {
+        "time": outcome.time,
+        "kind": outcome.kind.name.lower(),
+        "confidence": outcome.confidence,
+        "samples": outcome.samples,
+        "results": {str(name): value for name, value in outcome.results.items()},
+        "summary": outcome.summary,
+    }
+
+
+def results_text(outcome: Outcome) -> str:
+    """Its results in one line."""
+    return ", ".join(
+        f"{name} {'-' if value is None else f'{value:g}' if isinstance(value, float) else value}"
+        for name, value in outcome.results.items()
+    )
