@@ -7,7 +7,7 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
-from qis_edge.cli.program import Verb, make_parser, run
+from qis_edge.cli.program import Verb, add_state, make_parser, run
 
 
 def _init(parser: ArgumentParser) -> None:
@@ -35,13 +35,7 @@ def _init(parser: ArgumentParser) -> None:
         help="the root key of a fleet that exists, to join it or to renew this gateway's "
         "credential; it is read, not copied",
     )
-    parser.add_argument(
-        "--state",
-        type=Path,
-        metavar="DIR",
-        help="the state folder (default: state beside a configuration given with --config, "
-        "otherwise /var/lib/qis-gateway for root and ~/.local/state/qis-gateway for others)",
-    )
+    add_state(parser, "gateway")
 
 
 def _permit(parser: ArgumentParser) -> None:

@@ -7,7 +7,7 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
-from qis_edge.cli.program import Verb, make_parser, run
+from qis_edge.cli.program import Verb, add_state, make_parser, run
 
 
 def _init(parser: ArgumentParser) -> None:
@@ -28,13 +28,7 @@ def _init(parser: ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="a field of the situation; may be given again",
     )
-    parser.add_argument(
-        "--state",
-        type=Path,
-        metavar="DIR",
-        help="the state folder (default: state beside a configuration given with --config, "
-        "otherwise /var/lib/qis-edge for root and ~/.local/state/qis-edge for others)",
-    )
+    add_state(parser, "edge")
 
 
 def _run(parser: ArgumentParser) -> None:

@@ -71,6 +71,17 @@ def make_parser(
     return parser
 
 
+def add_state(parser: argparse.ArgumentParser, role: str) -> None:
+    """Add ``--state``, which both commands' ``init`` have."""
+    parser.add_argument(
+        "--state",
+        type=Path,
+        metavar="DIR",
+        help="the state folder (default: state beside a configuration given with --config, "
+        f"otherwise /var/lib/qis-{role} for root and ~/.local/state/qis-{role} for others)",
+    )
+
+
 class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         from qis_edge import __version__
