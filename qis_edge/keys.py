@@ -9,7 +9,6 @@ A fleet file is TOML and no secret. It pins the fleet's root key on a node::
     [fleet]
     root = "…64 hex digits…"
     site = "north-field"
-    name = "Vineyard"
 
     [mqtt]
     url = "mqtts://broker.example:8883"
@@ -29,7 +28,7 @@ from pathlib import Path
 
 from qis_edge.core.errors import KeyFileError
 from qis_edge.core.identity import Identity, PublicKey
-from qis_edge.schema import NAME, Scalar, Table, Text, Url, Wrong, load, loads, setting
+from qis_edge.schema import NAME, Scalar, Table, Url, Wrong, load, loads, setting
 from qis_edge.schema.text import toml
 
 _MAX_KEY_FILE = 4096
@@ -148,7 +147,6 @@ class _Root(Scalar):
 class _Fleet:
     root: PublicKey = setting(_Root(), doc="The fleet's root key.")
     site: str = setting(NAME, doc="The part of the fleet that shares a broker's topics.")
-    name: str | None = setting(Text(most=64), None, "What people call the fleet.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,13 +168,11 @@ class FleetFile:
 
     :param root: what every credential must lead to.
     :param site: names the topics: letters, digits, dots, dashes and underscores.
-    :param name: what people call the fleet.
     :param mqtt_url: the broker, ``mqtt://`` or ``mqtts://``, without a password.
     """
 
     root: PublicKey
     site: str
-    name: str | None = None
     mqtt_url: str | None = None
 
     @classmethod
@@ -195,7 +191,7 @@ class FleetFile:
     @classmethod
     def _of(cls, tables: _Tables) -> FleetFile:
         fleet = tables.fleet
-        return cls(fleet.root, fleet.site, fleet.name, tables.mqtt.url)
+        return cls(fleet.root, fleet.site, tables.mqtt.url)
 
     def text(self) -> str:
         """The TOML. :raises ConfigError: a field is not what it must be."""
@@ -205,8 +201,6 @@ class FleetFile:
             f"root = {toml(self.root.raw.hex())}",
             f"site = {toml(self.site)}",
         ]
-        if self.name is not None:
-            lines.append(f"name = {toml(self.name)}")
         if self.mqtt_url is not None:
             lines += ["", "[mqtt]", f"url = {toml(self.mqtt_url)}"]
         text = "\n".join(lines) + "\n"

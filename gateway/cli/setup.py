@@ -53,7 +53,7 @@ def init(args: argparse.Namespace) -> int:
     if fleet_file is None:
         if root is None:
             raise AssertionError("a fleet without a root")
-        fleet_file = FleetFile(root.public, args.site or "site", None, _broker_url(config))
+        fleet_file = FleetFile(root.public, args.site or "site", _broker_url(config))
         fleet_file.write(state / "fleet.toml")
     elif args.site is not None and args.site != fleet_file.site:
         note(f"the site stays {fleet_file.site}: change it in {state / 'fleet.toml'}")

@@ -15,12 +15,10 @@ from qis_edge.schema.toml import Document, KeyPath, parse_document, read_documen
 T = TypeVar("T")
 
 
-class _Required:
-    def __repr__(self) -> str:
-        return "REQUIRED"
-
-
-REQUIRED: Final = _Required()
+#: The default of a setting that has none.
+REQUIRED: Final = object()
+#: Items of an array, at most.
+MOST = 64
 
 
 class Wrong(Exception):
@@ -331,10 +329,9 @@ class Tables(Type):
 
     nested = True
 
-    def __init__(self, cls: type, *, least: int = 0, most: int = 64) -> None:
+    def __init__(self, cls: type, *, least: int = 0) -> None:
         self.table = Table(cls)
         self.least = least
-        self.most = most
 
     def describe(self) -> str:
         """See :class:`Type`."""
@@ -347,15 +344,15 @@ class Tables(Type):
             raise Wrong("must be an array of tables", f"write [[{key}]] instead of [{key}]")
         if not isinstance(value, list):
             raise self.mismatch(value)
-        if not self.least <= len(value) <= self.most:
-            raise Wrong(f"needs {self.least} to {self.most} of these, there are {len(value)}")
+        if not self.least <= len(value) <= MOST:
+            raise Wrong(f"needs {self.least} to {MOST} of these, there are {len(value)}")
         return _items(self.table, value, where)
 
 
 class ListOf(Type):
     """An array of values of one type."""
 
-    def __init__(self, item: Type, *, least: int = 0, most: int = 64) -> None:
+    def __init__(self, item: Type, *, least: int = 0, most: int = MOST) -> None:
         self.item = item
         self.least = least
         self.most = most

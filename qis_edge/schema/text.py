@@ -14,7 +14,6 @@ from datetime import datetime
 from typing import Any
 
 from qis_edge.schema.base import MapOf, Setting, Table, Tables, Type, settings_of, toml_kind
-from qis_edge.schema.types import OneOf
 
 _WIDTH = 88
 
@@ -126,18 +125,15 @@ def _prose(text: str) -> Iterator[str]:
             yield f"# {line}"
 
 
-def reference(cls: type, *, level: int = 3) -> str:
-    """The reference of a configuration file in Markdown; each table and setting has its heading.
-
-    :param level: of the headings of tables; settings stand one below.
-    """
-    lines = [line for _, key, each in settings_of(cls) for line in _chapter(each, key, level)]
-    return "\n".join(lines)
+def reference(cls: type) -> str:
+    """The reference of a configuration file in Markdown: tables have headings of the third
+    level, settings of the fourth."""
+    return "\n".join(line for _, key, each in settings_of(cls) for line in _chapter(each, key))
 
 
-def setting_reference(cls: type, path: str, *, level: int = 3) -> str:
+def setting_reference(cls: type, path: str) -> str:
     """The settings of one table alone, as :func:`reference` writes them."""
-    return "\n".join(_settings(cls, path, level))
+    return "\n".join(_settings(cls, path))
 
 
 def headings(cls: type) -> list[str]:
@@ -146,24 +142,24 @@ def headings(cls: type) -> list[str]:
     return [str(name) for name in found]
 
 
-def _chapter(declared: Setting, path: str, level: int) -> Iterator[str]:
+def _chapter(declared: Setting, path: str) -> Iterator[str]:
     kind = declared.type
     cls = _table_within(kind)
     if isinstance(kind, Table | Tables) and cls is not None:
         title = f"[[{path}]]" if isinstance(kind, Tables) else f"[{path}]"
-        yield from (f"{'#' * level} `{title}`", "", *markdown(inspect.getdoc(cls) or ""), "")
-        yield from _settings(cls, path, level)
+        yield from (f"### `{title}`", "", *markdown(inspect.getdoc(cls) or ""), "")
+        yield from _settings(cls, path)
         return
-    yield from (f"{'#' * (level + 1)} `{path}`", "", *markdown(declared.doc), "")
+    yield from (f"#### `{path}`", "", *markdown(declared.doc), "")
     yield from (*markdown(_facts(declared)), "")
     if cls is not None:
-        yield from _settings(cls, f"{path}.<name>", level)
+        yield from _settings(cls, f"{path}.<name>")
 
 
-def _settings(cls: type, path: str, level: int) -> Iterator[str]:
+def _settings(cls: type, path: str) -> Iterator[str]:
     declared = settings_of(cls)
     for _, key, each in sorted(declared, key=lambda one: one[2].type.nested):
-        yield from _chapter(each, f"{path}.{key}", level)
+        yield from _chapter(each, f"{path}.{key}")
 
 
 def _table_within(kind: Type) -> type | None:
@@ -173,8 +169,6 @@ def _table_within(kind: Type) -> type | None:
         return kind.table.cls
     if isinstance(kind, MapOf):
         return _table_within(kind.item)
-    if isinstance(kind, OneOf):
-        return next((cls for _, one in kind.types if (cls := _table_within(one))), None)
     return None
 
 

@@ -342,21 +342,3 @@ def _datetime(text: str) -> datetime:
 def quoted(value: str) -> str:
     """A value for a message: harmless, bounded, in quotes."""
     return f'"{harmless(value, limit=60)}"'
-
-
-class OneOf(Type):
-    """The first of several types whose kind of TOML value fits."""
-
-    def __init__(self, *types: tuple[type | tuple[type, ...], Type]) -> None:
-        self.types = types
-
-    def describe(self) -> str:
-        """See :class:`Type`."""
-        return ", or ".join(type_.describe() for _, type_ in self.types)
-
-    def parse(self, value: object, where: Where) -> Any:
-        """See :class:`Type`."""
-        for kind, type_ in self.types:
-            if isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool):
-                return type_.parse(value, where)
-        raise self.mismatch(value)

@@ -25,7 +25,7 @@ def test_init_of_a_gateway(site: Site) -> None:
     assert mode(state) == 0o700
     assert mode(state / "root.key") == mode(state / "gateway.key") == 0o600
     assert FleetFile.read(state / "fleet.toml") == FleetFile(
-        root.public, "north", None, "mqtt://127.0.0.1:1883"
+        root.public, "north", "mqtt://127.0.0.1:1883"
     )
     assert identity.kid.hex() in site.console.out
     assert f"move {state / 'root.key'} to a medium" in site.console.out
