@@ -204,7 +204,8 @@ def test_what_is_slow_to_read_costs_nothing(bench: Bench) -> None:
     request = encode(definitions().ToRadio(want_config_id=69421).SerializeToString())
     bench.do(lambda: many_nodes(bench.one, 400))  # far more than a pty's buffer
     os.write(port, request)
-    deframer, messages = Deframer(), []
+    deframer = Deframer()
+    messages: list[bytes] = []
     while len(messages) < 403:
         time.sleep(0.001)
         messages += deframer.feed(os.read(port, 256))
