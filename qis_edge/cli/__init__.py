@@ -60,6 +60,53 @@ def _enroll(parser: ArgumentParser) -> None:
     )
 
 
+def _radio_sim(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--radios", type=int, default=2, metavar="N", help="how many (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--preset",
+        default="LONG_FAST",
+        metavar="NAME",
+        help="of the modem, as Meshtastic calls it (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--region",
+        default="EU_868",
+        metavar="NAME",
+        help="whose law holds, as Meshtastic calls it (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--loss",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="probability that a frame is lost, 0 to 1 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--line", action="store_true", help="each hears its neighbours only, the rest is hops"
+    )
+    parser.add_argument(
+        "--rate",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="how many times as fast as real time (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of all that is random (default: 0)"
+    )
+    parser.add_argument(
+        "--tcp",
+        type=int,
+        metavar="PORT",
+        help="TCP ports of this machine, from this one on, in place of serial ports",
+    )
+    parser.add_argument(
+        "--links", metavar="DIR", help="name the serial ports DIR/radio0, DIR/radio1, ..."
+    )
+
+
 VERBS = (
     Verb(
         "init",
@@ -78,6 +125,12 @@ VERBS = (
         json=True,
     ),
     Verb("enroll", "join the fleet", "qis_edge.cli.joining:enroll", _enroll, json=True),
+    Verb(
+        "radio-sim",
+        "emulate Meshtastic radios on serial or TCP ports",
+        "devices.radio_sim.cli:run",  # by name: the package does not stand on its devices
+        _radio_sim,
+    ),
 )
 
 
