@@ -152,6 +152,16 @@ def test_a_node_for_real_is_asked_and_stopped(ready: Site) -> None:
     assert ready.console.json["outbox"]["made"] >= 2
 
 
+def test_readings_of_the_window_under_way_end_with_the_process(ready: Site) -> None:
+    text = ready.node_config.read_text().replace('#window = "1h"', 'window = "31d"')
+    text = text.replace('#interval = "1min"', 'interval = "100ms"')
+    ready.node_config.write_text(text.replace("cpu_temperature =", "load ="))
+    with started("qis_edge", ready.node_config) as process:
+        asked(ready.node, ready, process, lambda now: now["sensors"][0]["reads"] >= 2)
+    assert ready.node("status", "--json") == 0
+    assert ready.console.json["outbox"]["made"] == 0
+
+
 def test_a_gateway_for_real_is_asked_and_stopped(ready: Site) -> None:
     text = ready.gateway_config.read_text()
     listen = f'listen = "127.0.0.1:{free_port()}"'
