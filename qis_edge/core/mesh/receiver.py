@@ -48,7 +48,7 @@ from qis_edge.core.mesh.framing import (
 from qis_edge.core.packet import Packet
 
 _PACKET = b"\xd2\x84"
-#: A signature that was checked against a key, and does not verify.
+#: It is not this context's: it does not verify, or nobody knows that key any more.
 _NOT_THIS_ONE = (Reason.SIGNATURE, Reason.UNKNOWN_KEY)
 
 
@@ -98,6 +98,7 @@ class Limits:
     :param known_for: how long a radio counts as known after a packet that verified.
     :param unknowns: how often in a row to say that a context is unknown or tiles are
         missing; one more every ``unknown_every`` seconds.
+    :param answers: frames that may wait to be sent.
     :param tile_wait: how long to wait for tiles before asking for them, at most
         ``tile_asks`` times.
     """
@@ -117,6 +118,21 @@ class Limits:
     same_unknown_every: float = 20.0
     tile_wait: float = 60.0
     tile_asks: int = 3
+    answers: int = 32
+
+    @classmethod
+    def of(cls, airtime: Callable[[int], float], duty_cycle: float = 1.0) -> Limits:
+        """With timers from airtime.
+
+        :param airtime: seconds of a frame of so many bytes.
+        :param duty_cycle: of those who send tiles: between two they may have to wait.
+        """
+        longest = airtime(DEFAULT_FRAME)
+        return cls(
+            tile_wait=5.0 + 4 * longest / duty_cycle,
+            unknown_every=5 * longest,
+            same_unknown_every=10 * longest,
+        )
 
 
 @dataclass(slots=True)
@@ -168,7 +184,8 @@ class Receiver:
         self._frame = frame
         self.limits = limits = limits or Limits()
         self.contexts = Contexts(limits.contexts)
-        self.duplicates = 0
+        self.duplicates = 0  # packets that came again
+        self.unrestored = 0  # elided frames that no known context made whole
         self._tiles = Reassembly(capacity=limits.partials, per_radio=limits.per_radio)
         self._known: OrderedDict[int, _Radio] = OrderedDict()
         self._highest: OrderedDict[tuple[bytes, bytes], int] = OrderedDict()
@@ -177,7 +194,7 @@ class Receiver:
         self._pending: OrderedDict[tuple[bytes, bytes], dict[int, None]] = OrderedDict()
         self._allowed = _Allowance(limits.unknowns, limits.unknown_every, limits.unknowns)
         self._said_unknown: OrderedDict[bytes, float] = OrderedDict()
-        self._out: deque[bytes] = deque()
+        self._out: deque[tuple[bytes, bytes]] = deque()  # with what each is about
 
     # --- in -----------------------------------------------------------------------------
 
@@ -368,10 +385,17 @@ class Receiver:
             parts = parts[:-1]
         self._tiles.asked(asked.radio, now)
         answer = Answer(asked.context, asked.round, parts[:MAX_PARTS], tuple(messages))
-        self._out.append(answer.encode())
+        # A later question of a node replaces its earlier ones.
+        self._out = deque(item for item in self._out if item[0] != asked.context)
+        self._queue(asked.context, answer.encode())
+
+    def _queue(self, about: bytes, frame: bytes) -> None:
+        if len(self._out) < self.limits.answers:
+            self._out.append((about, frame))
 
     def _unknown(self, radio: int, frame: Elided, now: float) -> None:
         """Keep it for when its context is known, and say that it is not."""
+        self.unrestored += 1
         if self._answers:
             mine = [item for item in self._waiting if item[0] == radio]
             if len(mine) >= max(1, self.limits.waiting // 2):
@@ -391,14 +415,14 @@ class Receiver:
         self._said_unknown.move_to_end(context)
         if len(self._said_unknown) > self.limits.stores:
             self._said_unknown.popitem(last=False)
-        self._out.append(Unknown(context).encode())
+        self._queue(b"", Unknown(context).encode())
 
     # --- out ------------------------------------------------------------------------------
 
     def next(self, now: float) -> bytes | None:
         """The next frame to send, or ``None``."""
         if self._out:
-            return self._out.popleft()
+            return self._out.popleft()[1]
         part = self._overdue(now)
         return Missing(part).encode() if part is not None else None
 

@@ -7,6 +7,7 @@ so: they are kept for a while, and only the missing ones go again.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from dataclasses import dataclass
 
 from qis_edge.core.checks import require
 from qis_edge.core.errors import DoesNotFit
@@ -30,6 +31,17 @@ _KEPT = 16
 _KEEP = 600.0
 #: Frames that may wait; more are not taken.
 _QUEUE = 64
+#: A message's tiles go again so many times its own number at most, whoever asks.
+_REPEATS = 4
+
+
+@dataclass(slots=True)
+class _Kept:
+    """A message that was cut up. ``left``: how many of its tiles may still go again."""
+
+    at: float
+    tiles: tuple[Tile, ...]
+    left: int
 
 
 class Repeats:
@@ -47,7 +59,7 @@ class Repeats:
         self._messages: deque[bytes] = deque()
         self._frames: deque[bytes] = deque()
         self._tiles: deque[Tile] = deque()
-        self._kept: OrderedDict[bytes, tuple[float, tuple[Tile, ...]]] = OrderedDict()
+        self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
         self._went: dict[tuple[bytes, int], float] = {}
 
     @property
@@ -87,7 +99,7 @@ class Repeats:
 
     def _cut(self, data: bytes, now: float) -> None:
         tiles = cut(data, self._frame)
-        self._kept[tiles[0].tag] = (now, tiles)
+        self._kept[tiles[0].tag] = _Kept(now, tiles, _REPEATS * len(tiles))
         self._kept.move_to_end(tiles[0].tag)
         if len(self._kept) > _KEPT:
             self._kept.popitem(last=False)
@@ -100,14 +112,16 @@ class Repeats:
         if kept is None:
             return False
         waiting = set(self._tiles)
-        for tile in kept[1]:
+        for tile in kept.tiles:
             recent = now - self._went.get((tile.tag, tile.index), float("-inf")) < self._guard
-            if not (missing.part.have >> tile.index & 1 or recent or tile in waiting):
+            there = missing.part.have >> tile.index & 1
+            if kept.left > 0 and not (there or recent or tile in waiting):
+                kept.left -= 1
                 self._tiles.append(tile)
         return True
 
     def _expire(self, now: float) -> None:
-        for tag in [tag for tag, (at, _) in self._kept.items() if now - at >= _KEEP]:
+        for tag in [tag for tag, kept in self._kept.items() if now - kept.at >= _KEEP]:
             del self._kept[tag]
         self._went = {key: at for key, at in self._went.items() if now - at < self._guard}
 

@@ -47,8 +47,8 @@ from qis_edge.core.receipt import parse
 
 #: Bytes that a usual answer has.
 _ANSWER = 64
-#: Polls without an answer after which nobody seems to be there.
-_SILENT_AFTER = 3
+#: Questions without an answer after which nobody seems to be there.
+_SILENT_AFTER = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Timing:
 
     airtime: Callable[[int], float]
     turnaround: float
-    most_wait: float = 3600.0
+    most_wait: float = 900.0
 
     @classmethod
     def of(cls, airtime: Callable[[int], float], *, relays: int = 0) -> Timing:
@@ -322,6 +322,8 @@ class Sender(Generic[K]):
 
     def _unknown(self, unknown: Unknown, now: float) -> None:
         context = unknown.context
+        if any(self._entries[key].context == context for key in self._outstanding):
+            self._unanswered = min(self._unanswered, 1)  # somebody is there
         if now - self._whole_at.get(context, float("-inf")) < 2 * self.timing.answer:
             return
         for key in self._outstanding:

@@ -292,3 +292,31 @@ def test_any_bytes_are_refused_by_name_or_harmless(
         assert not any(isinstance(event, Message) and event.packet for event in events)
     assert receiver.partial() <= len(frames)
     assert heard(receiver, elided(packet(1)), 1.0) == [1]
+
+
+def test_whoever_polls_without_end_fills_nothing() -> None:
+    receiver = gateway()
+    for number in range(200):
+        teach(receiver, number)
+        name = Context.of(packet()).name
+        (asked,) = receiver.take(RADIO, Poll(name, 1 + number % 255, (number,)).encode(), 0.0)
+        assert isinstance(asked, Asked)
+        receiver.answer(asked, [receipt_for([packet(number)])], 0.0)
+        receiver.answer(replace(asked, context=number.to_bytes(2)), [], 0.0)
+    answers = said(receiver)
+    assert len(answers) <= receiver.limits.answers
+
+
+def test_only_the_last_question_of_a_node_is_answered() -> None:
+    receiver = gateway()
+    for round_ in (1, 2, 3):
+        receiver.answer(Asked(b"ab", round_, RADIO, (), ()), [], 0.0)
+    assert said(receiver) == [Answer(b"ab", 3)]
+
+
+def test_timers_follow_airtime_and_duty_cycle() -> None:
+    quick = Limits.of(lambda _: 0.2)
+    slow = Limits.of(lambda _: 2.0, duty_cycle=0.1)
+    assert quick.tile_wait < 10
+    assert slow.tile_wait > 60
+    assert quick.same_unknown_every < slow.same_unknown_every

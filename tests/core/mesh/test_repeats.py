@@ -81,3 +81,15 @@ def test_a_full_queue_takes_no_more() -> None:
 def test_what_is_no_message(size: int) -> None:
     with pytest.raises(DoesNotFit):
         Repeats().send(bytes(size), 0.0)
+
+
+def test_whoever_asks_for_tiles_without_end_does_not_get_them() -> None:
+    repeats = Repeats(guard=1.0)
+    repeats.send(b"m" * 500, 0.0)
+    tile = decode(_all(repeats, 0.0)[0])
+    assert isinstance(tile, Tile)
+    again = 0
+    for second in range(2, 500, 2):
+        repeats.take(Missing(Part(tile.tag, 1)), float(second))
+        again += len(_all(repeats, float(second)))
+    assert again == 4 * 3

@@ -107,19 +107,19 @@ def test_without_an_answer_it_polls_ever_more_rarely_and_sends_nothing_else() ->
     node.offer(packet(5), packet(7), packet(36))
     assert len(node.burst()) == 3
     times = []
-    for _ in range(8):
+    for _ in range(12):
         node.sleep()
         (poll,) = node.burst()
         assert isinstance(poll, Poll)
         assert poll.sequences == (5, 7, 36)
         times.append(node.now)
-    gaps = [late - early for early, late in pairwise(times)]
+    gaps = [round(late - early, 6) for early, late in pairwise(times)]
     assert gaps == sorted(gaps)
     assert gaps[-1] > 8 * gaps[0]
     assert node.sender.silent
 
 
-def test_polls_never_wait_longer_than_an_hour() -> None:
+def test_polls_never_wait_longer_than_a_quarter_of_an_hour() -> None:
     node = Node()
     node.offer(packet(1))
     node.burst()
@@ -127,7 +127,7 @@ def test_polls_never_wait_longer_than_an_hour() -> None:
         before = node.now
         node.sleep()
         node.burst()
-        assert node.now - before <= 3600 + 10
+        assert node.now - before <= 900 + 10
 
 
 def test_a_poll_that_was_answered_resends_only_what_it_asked_about() -> None:
@@ -223,8 +223,12 @@ def test_an_unknown_context_brings_one_packet_whole_and_not_soon_another() -> No
     assert node.burst() == []
     node.take(Unknown(b"zz"))
     assert node.burst() == []
-    node.now += 2 * TIMING.answer + airtime(200)
+    while not node.sender.silent:
+        node.sleep()
+        node.burst()
+    node.now += 2 * TIMING.answer
     node.sender.take(Unknown(NAME), node.now)
+    assert not node.sender.silent
     assert any(isinstance(frame, Whole) for frame in node.burst())
 
 
