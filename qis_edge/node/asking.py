@@ -178,18 +178,17 @@ class Asking:
 
     async def run(self) -> None:
         """Say what is due, for ever."""
-        was_up = False
+        connects = 0
         while True:
             self._poked.clear()
             changed = asyncio.ensure_future(self._link.changed())
             try:
-                up = self._link.up
-                if up and not was_up:
+                if self._link.up and connects != self._link.stats.connects:
+                    connects = self._link.stats.connects
                     self._gateways.hello_soon()
                     self._requests.clear()  # what was under way is lost
                     await self._listen()
-                was_up = up
-                await self._wait(changed, await self._say() if up else None)
+                await self._wait(changed, await self._say() if self._link.up else None)
             except StoreCorrupt:
                 raise
             except StoreError:  # said already

@@ -114,7 +114,10 @@ class Membership:
         else:
             self.dropped += 1
         if len(self._parked) > PARKED_KEYS:
-            self.dropped += len(self._parked.popitem(last=False)[1])
+            oldest, packets = self._parked.popitem(last=False)
+            self.dropped += len(packets)
+            if not self._asked[oldest].times:  # nothing waits for it any more
+                del self._asked[oldest]
 
     @property
     def parked(self) -> frozenset[bytes]:

@@ -252,14 +252,14 @@ class Sensing:
     async def _append(
         self, outcome: Outcome, situation: Situation, tags: tuple[str, ...], era: _Era
     ) -> None:
-        unclocked = None
+        unclocked, doubt = None, self._clock.doubt
         if era.offset is not None:
-            unclocked = Unclocked(boot_id(), max(0.0, outcome.time - era.offset))
+            unclocked, doubt = Unclocked(boot_id(), max(0.0, outcome.time - era.offset)), None
         pending = Pending(
             self._domain.quantise(outcome),
             situation.fingerprint,
             ttl=self._config.outbox.ttl_hours,
-            extensions=Extensions(vector=situation.vector, tags=tags),
+            extensions=Extensions(situation.vector, tags, doubt),
             unclocked=unclocked,
         )
         await self._keep(pending)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from pathlib import Path
 
@@ -91,19 +92,19 @@ class Timekeeper:
         """Somebody told the time; whether that was news.
 
         A system's clock that was set from outside is left alone. A clock that was told may
-        be corrected by who told it, and by nobody else: two gateways that disagree must not
-        push it to and fro.
+        be corrected, or told more exactly, by who told it, and by nobody else: two gateways
+        that disagree must not push it to and fro.
 
         :param seconds: unix seconds, now.
         :param teller: kid of the gateway, which proved itself.
         """
         if self.offset is None:
             return False
-        if self.trusted and (
-            self._teller not in (b"", teller)
-            or abs(seconds - self.now()) <= max(TOLERANCE, uncertainty)
-        ):
-            return False
+        if self.trusted:
+            another = self._teller not in (b"", teller)
+            alike = abs(seconds - self.now()) <= max(TOLERANCE, uncertainty)
+            if another or (alike and uncertainty > self.uncertainty / 2):
+                return False
         self._set(seconds - boot_seconds(), uncertainty, teller)
         return True
 
@@ -124,6 +125,11 @@ class Timekeeper:
             self.era += 1
             self._stepped.set()
             self._stepped = asyncio.Event()
+
+    @property
+    def doubt(self) -> int | None:
+        """Whole seconds by which it may be wrong, to be told to others; ``None`` below one."""
+        return math.ceil(self.uncertainty) if self.uncertainty >= 1 else None
 
     @property
     def boot_offset(self) -> float:

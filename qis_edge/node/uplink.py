@@ -66,6 +66,7 @@ class Uplink:
         self._domain = domain
         self._clock = clock
         self._raw: dict[Key, bytes] = {}
+        self._connects = 0
         self._poked = asyncio.Event()
         # The outbox is looked through for packets that were not offered here yet, page by
         # page; whoever wants it looked through again begins another round.
@@ -114,6 +115,9 @@ class Uplink:
             # Without a gateway there is nobody whose receipt we could check.
             self.custody.link_down(now)
             return None
+        if self._connects != self.link.stats.connects:  # it was down meanwhile
+            self._connects = self.link.stats.connects
+            self.custody.link_down(now)
         self.custody.link_up(now)
         refilled = await self._refill()
         due = self.custody.due(time.monotonic(), self.link.room)

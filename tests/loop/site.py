@@ -8,7 +8,8 @@ import contextlib
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 from gateway.config import load_gateway
@@ -19,10 +20,11 @@ from gateway.station import Station
 from qis_edge.config import load_node
 from qis_edge.core.credential import GATEWAY, ISSUER, issue
 from qis_edge.core.identity import Identity
+from qis_edge.core.messages import decode
 from qis_edge.core.outcome import Outcome
 from qis_edge.core.packet import unpack
 from qis_edge.keys import FleetFile, read_key, write_key
-from qis_edge.links.base import Link
+from qis_edge.links.base import Destination, Link, Received
 from qis_edge.node.runtime import Node
 from qis_edge.store.forms import Stats
 from qis_edge.store.inbox import Inbox
@@ -42,15 +44,21 @@ class Site:
 
     :param medium: URL of the broker that all use, or the medium in its place.
     :param pace: real seconds that an hour takes.
+    :param epoch: unix seconds at which the simulated clock starts.
     """
 
     def __init__(
-        self, folder: Path, medium: str | MemoryMedium, *, pace: float = SECONDS_PER_HOUR
+        self,
+        folder: Path,
+        medium: str | MemoryMedium,
+        *,
+        pace: float = SECONDS_PER_HOUR,
+        epoch: int = EPOCH,
     ) -> None:
         self.folder = folder
         self.medium = medium if isinstance(medium, MemoryMedium) else None
         self.broker = medium if isinstance(medium, str) else "mqtt://127.0.0.1:1"
-        self.pace = pace
+        self.pace, self.epoch = pace, epoch
         self.root = Identity.generate()
         self.anchor = time.time()
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -66,13 +74,14 @@ class Site:
         gateway: str = "",
         extra: str = "",
         links: str = "",
+        clock: bool = True,
     ) -> Station:
         """A gateway of this fleet (or, with another root, of a foreign one).
 
         :param gateway: more lines of its table ``[gateway]``; ``links`` of its link's.
         """
         config = load_gateway(
-            self.gateway_config(name, root, gateway=gateway, extra=extra, links=links)
+            self.gateway_config(name, root, gateway=gateway, extra=extra, links=links, clock=clock)
         )
         kid = read_key(config.gateway.state / "gateway.key").kid
         return Station(config, self.medium.gateway(kid) if self.medium else None)
@@ -85,6 +94,7 @@ class Site:
         gateway: str = "",
         extra: str = "",
         links: str = "",
+        clock: bool = True,
     ) -> Path:
         """Its keys, its credential and its configuration."""
         state = self._state(name, root or self.root)
@@ -97,6 +107,7 @@ class Site:
             f'[gateway]\nname = "{name}"\nstate = "state"\n{gateway}'
             "[broker]\nembedded = false\n"
             f'[links.mqtt]\nurl = "{self.broker}"\n{links}{extra}',
+            clock=clock,
         )
 
     def _vouch(self, state: Path, identity: Identity, name: str, root: Identity) -> None:
@@ -189,7 +200,7 @@ class Site:
         path = self.folder / name / "config.toml"
         if clock:
             text += (
-                f"\n[clock.simulate]\nepoch = {EPOCH}\nanchor = {self.anchor:.3f}\n"
+                f"\n[clock.simulate]\nepoch = {self.epoch}\nanchor = {self.anchor:.3f}\n"
                 f"rate = {HOUR / self.pace:g}\n"
             )
         path.write_text(text)
@@ -234,6 +245,9 @@ class Site:
         """What a process has said."""
         return (self.folder / name / "log").read_text()
 
+    def _last_words(self) -> str:
+        return "\n".join(f"{name}: {self.log(name)[-1000:]}" for name in self.processes)
+
     async def wait(self, what: str, true: Callable[[], object], patience: float = 20.0) -> None:
         """Until ``true()``; fails the test when it takes too long or something died."""
 
@@ -251,7 +265,9 @@ class Site:
             for _, task in self._tasks.values():
                 if task.done():
                     task.result()
-            assert time.monotonic() < deadline, f"{what} took longer than {patience} s"
+            assert time.monotonic() < deadline, (
+                f"{what} took longer than {patience} s\n{self._last_words()}"
+            )
             await asyncio.sleep(0.03)
 
     async def join(self, station: Station, *nodes: Node) -> None:
@@ -279,15 +295,42 @@ class Site:
 
 @contextlib.asynccontextmanager
 async def site(
-    folder: Path, medium: str | MemoryMedium, *, pace: float = SECONDS_PER_HOUR
+    folder: Path,
+    medium: str | MemoryMedium,
+    *,
+    pace: float = SECONDS_PER_HOUR,
+    epoch: int = EPOCH,
 ) -> AsyncIterator[Site]:
     """A site whose processes end with the test."""
-    made = Site(folder, medium, pace=pace)
+    made = Site(folder, medium, pace=pace, epoch=epoch)
     try:
         yield made
     finally:
         made.end_processes()
         await made.stop()
+
+
+def count(frames: Sequence[tuple[str, bytes]], way: str) -> Counter[str]:
+    """Recorded frames of one way, by the name of their message's class."""
+    return Counter(type(decode(frame)).__name__ for came, frame in frames if came == way)
+
+
+def record(link: Link) -> list[tuple[str, bytes]]:
+    """Every frame that a link takes (``"out"``) and yields (``"in"``) from now on."""
+    frames: list[tuple[str, bytes]] = []
+    send, receive = link.send, link.receive
+
+    async def sending(frame: bytes, to: Destination) -> None:
+        await send(frame, to)
+        frames.append(("out", frame))
+
+    async def receiving() -> Received:
+        received = await receive()
+        frames.append(("in", received.data))
+        return received
+
+    vars(link).update(send=sending, receive=receiving)
+    return frames
 
 
 # --- looking -----------------------------------------------------------------------------

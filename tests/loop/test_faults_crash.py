@@ -1,0 +1,146 @@
+"""Brokers, nodes and gateways that are killed with -9 in the middle of their work."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from gateway.broker import EmbeddedBroker
+from qis_edge.control import request
+from qis_edge.core.errors import NotRunning
+from qis_edge.keys import read_key
+from tests.loop.site import (
+    Site,
+    assert_each_once,
+    drained,
+    made_and_held,
+    settled,
+    site,
+    spool_of,
+    stats_of,
+)
+from tests.mosquitto import Mosquitto, free_port, running
+
+#: A broker that is back is found soon.
+SOON = 'retry = "1s"\n'
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+async def test_a_broker_that_loses_what_it_acknowledged(tmp_path: Path, protocol: str) -> None:
+    links = f'protocol = "{protocol}"\n{SOON}'
+    with running(Mosquitto(tmp_path / "broker")) as broker:
+
+        async def again() -> None:
+            broker.restart()
+
+        await lose_the_broker(tmp_path, broker.url, links, again)
+
+
+async def test_an_embedded_broker_that_forgets(tmp_path: Path) -> None:
+    port = free_port()
+    brokers = [EmbeddedBroker("127.0.0.1", port)]
+    await brokers[0].start()
+
+    async def again() -> None:
+        await brokers[-1].stop()
+        brokers.append(EmbeddedBroker("127.0.0.1", port))
+        await brokers[-1].start()
+
+    try:
+        await lose_the_broker(tmp_path, f"mqtt://127.0.0.1:{port}", SOON, again)
+    finally:
+        await brokers[-1].stop()
+
+
+async def lose_the_broker(
+    folder: Path, url: str, links: str, again: Callable[[], Awaitable[None]]
+) -> None:
+    async with site(folder, url, pace=0.05) as here:
+        station = here.station(links=links)
+        ewr, jfk = here.node("ewr", links=links), here.node("jfk", "JFK", links=links)
+        here.start(station, ewr, jfk)
+        await here.join(station, ewr, jfk)
+        for _ in range(2):
+            before = made_and_held(ewr)[1]
+            await here.wait("custody", lambda: made_and_held(ewr)[1] >= before + 5)  # noqa: B023 - at once
+            await again()
+        await here.wait("reconnecting", lambda: station.link.up and ewr.link.up and jfk.link.up)
+        await drained(here, ewr, jfk)
+        await settled(here, station)
+        made = {node.identity.kid: made_and_held(node)[0] for node in (ewr, jfk)}
+        await assert_each_once(here.state("base"), made)
+
+
+async def test_a_node_that_is_killed(tmp_path: Path) -> None:
+    with running(Mosquitto(tmp_path / "broker")) as broker:
+        async with site(tmp_path, broker.url, pace=0.1) as here:
+            station = here.station()
+            here.start(station)
+            config = here.node_config("ewr")
+            kid = read_key(here.state("ewr") / "node.key").kid
+            made = 0
+            for round_ in range(3):
+                process = here.spawn("ewr", config)
+                if not round_:
+                    await here.approve("base", kid)
+                await here.wait("outcomes", lambda: made_of(here, "ewr") >= made + 5)  # noqa: B023 - at once
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                made = made_of(here, "ewr")
+            await finish(here, "ewr", config)
+            await settled(here, station)
+            await assert_each_once(here.state("base"), {kid: made_of(here, "ewr")})
+
+
+async def test_a_gateway_that_is_killed_under_load(tmp_path: Path) -> None:
+    with running(Mosquitto(tmp_path / "broker")) as broker:
+        async with site(tmp_path, broker.url, pace=0.05) as here:
+            config = here.gateway_config()
+            ewr, jfk = here.node("ewr"), here.node("jfk", "JFK")
+            here.start(ewr, jfk)
+            for round_ in range(3):
+                process = here.spawn("base", config)
+                if not round_:
+                    await here.approve("base", ewr.identity.kid, jfk.identity.kid)
+                before = made_and_held(ewr)[1]
+                await here.wait("custody", lambda: made_and_held(ewr)[1] >= before + 5)  # noqa: B023 - at once
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+            here.spawn("base", config)
+            await drained(here, ewr, jfk)
+            made = {node.identity.kid: made_and_held(node)[0] for node in (ewr, jfk)}
+            await here.wait("routing", lambda: not behind(here.state("base")))
+            await assert_each_once(here.state("base"), made)
+
+
+def behind(state: Path) -> int:
+    """How many packets a gateway's engines have yet to take."""
+    with spool_of(state) as spool:
+        return max(engine.behind for engine in spool.status().engines)
+
+
+def made_of(here: Site, name: str) -> int:
+    state = here.state(name)
+    return stats_of(state).made if (state / "outbox.db").exists() else 0
+
+
+async def finish(here: Site, name: str, config: Path) -> None:
+    """Start a node for the last time, and let it deliver all that it has."""
+    process = here.spawn(name, config)
+    state = here.state(name)
+
+    async def told() -> bool:
+        try:
+            await asyncio.to_thread(request, state, "drain", timeout=5.0)
+        except NotRunning:  # yet: its predecessor left its socket behind
+            return False
+        return True
+
+    await here.wait_for("the daemon", told)
+    await here.wait("draining", lambda: len(set(made_and_held(state))) == 1, 40)
+    process.send_signal(signal.SIGTERM)
+    assert await asyncio.to_thread(process.wait, 10) == 0, here.log(name)
