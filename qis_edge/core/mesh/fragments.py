@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from qis_edge.core.checks import require
@@ -54,8 +55,13 @@ def cut(data: bytes, frame: int) -> tuple[Tile, ...]:
 class _Partial:
     last: int
     heard_at: float
+    since: float  # something was heard of it, or its rest asked for
     asked: int = 0  # how often the missing ones were asked for
     tiles: dict[int, bytes] = field(default_factory=dict)
+
+    def overdue_at(self, wait: float) -> float:
+        """When its rest should be asked for: each time twice as long after the last."""
+        return self.since + wait * (1 << self.asked)
 
     @property
     def size(self) -> int:
@@ -84,6 +90,10 @@ class _Half:
             del self.partials[mine[0]]
         elif len(self.partials) >= self._capacity:
             self.partials.popitem(last=False)
+
+
+def _any_radio(radio: int) -> bool:  # noqa: ARG001 - it has a predicate's form
+    return True
 
 
 class Reassembly:
@@ -116,11 +126,11 @@ class Reassembly:
         partial = half.partials.get(key)
         if partial is None:
             half.make_room(radio)
-            partial = half.partials[key] = _Partial(tile.last, now)
+            partial = half.partials[key] = _Partial(tile.last, now, now)
         half.partials.move_to_end(key)
         if tile.index not in partial.tiles:
             partial.tiles[tile.index] = tile.body
-            partial.heard_at = now
+            partial.heard_at = partial.since = now
             partial.asked = 0
         if partial.size > _MAX_CUT:
             del half.partials[key]
@@ -154,25 +164,31 @@ class Reassembly:
         ]
         return tuple(found[:MAX_PARTS])
 
-    def overdue(self, now: float, wait: float, times: int) -> Part | None:
-        """Something that nothing came of for ``wait`` seconds (twice that after it was
-        asked for, and so on) and that was asked for less than ``times``. Asking counts.
-        Known radios first."""
+    def overdue(
+        self, now: float, wait: float, times: int, wanted: Callable[[int], bool] = _any_radio
+    ) -> Part | None:
+        """Something of a wanted radio that nothing came of for ``wait`` seconds (twice that
+        after it was asked for, and so on) and that was asked for less than ``times``.
+        Asking counts. Known radios first."""
         for half in (self._known, self._others):
-            for (_, tag, _), partial in half.partials.items():
-                due = partial.heard_at + wait * ((1 << partial.asked + 1) - 1)
-                if partial.asked < times and now >= due:
+            for (radio, tag, _), partial in half.partials.items():
+                if not wanted(radio):
+                    continue
+                if partial.asked < times and now >= partial.overdue_at(wait):
                     partial.asked += 1
+                    partial.since = now
                     return Part(tag, partial.have)
         return None
 
-    def next_overdue(self, wait: float, times: int) -> float | None:
+    def next_overdue(
+        self, wait: float, times: int, wanted: Callable[[int], bool] = _any_radio
+    ) -> float | None:
         """When :meth:`overdue` may next have something."""
         times_due = [
-            partial.heard_at + wait * ((1 << partial.asked + 1) - 1)
+            partial.overdue_at(wait)
             for half in (self._known, self._others)
-            for partial in half.partials.values()
-            if partial.asked < times
+            for (radio, _, _), partial in half.partials.items()
+            if partial.asked < times and wanted(radio)
         ]
         return min(times_due, default=None)
 
@@ -181,7 +197,7 @@ class Reassembly:
         for half in (self._known, self._others):
             for key, partial in half.partials.items():
                 if key[0] == radio:
-                    partial.heard_at = max(partial.heard_at, now)
+                    partial.since = max(partial.since, now)
 
     def __len__(self) -> int:
         return len(self._known.partials) + len(self._others.partials)

@@ -99,6 +99,7 @@ class Limits:
     :param unknowns: how often in a row to say that a context is unknown or tiles are
         missing; one more every ``unknown_every`` seconds.
     :param answers: frames that may wait to be sent.
+    :param gateways: radios remembered as gateways'.
     :param tile_wait: how long to wait for tiles before asking for them, at most
         ``tile_asks`` times.
     """
@@ -119,6 +120,7 @@ class Limits:
     tile_wait: float = 60.0
     tile_asks: int = 3
     answers: int = 32
+    gateways: int = 16
 
     @classmethod
     def of(cls, airtime: Callable[[int], float], duty_cycle: float = 1.0) -> Limits:
@@ -188,6 +190,7 @@ class Receiver:
         self.unrestored = 0  # elided frames that no known context made whole
         self._tiles = Reassembly(capacity=limits.partials, per_radio=limits.per_radio)
         self._known: OrderedDict[int, _Radio] = OrderedDict()
+        self._gateways: OrderedDict[int, None] = OrderedDict()
         self._highest: OrderedDict[tuple[bytes, bytes], int] = OrderedDict()
         self._waiting: deque[tuple[int, Elided]] = deque()
         self._seen: OrderedDict[bytes, float] = OrderedDict()
@@ -214,6 +217,8 @@ class Receiver:
         events: list[Event] = []
         if isinstance(frame, Answer | Batch):
             events += [Message(message, radio) for message in frame.messages]
+        if isinstance(frame, Answer | Unknown):
+            self.note_gateway(radio)
         if not isinstance(frame, Batch):
             events.append(frame)
         return events
@@ -333,6 +338,17 @@ class Receiver:
         if len(self._known) > self.limits.known_radios:
             self._known.popitem(last=False)
 
+    def note_gateway(self, radio: int) -> None:
+        """This radio is a gateway's, it seems (answers are noted by themselves). A node
+        asks gateways for missing tiles, and not the peers whose way up it overhears."""
+        self._gateways[radio] = None
+        self._gateways.move_to_end(radio)
+        if len(self._gateways) > self.limits.gateways:
+            self._gateways.popitem(last=False)
+
+    def _wants_tiles_of(self, radio: int) -> bool:
+        return self._answers or radio in self._gateways
+
     # --- questions ------------------------------------------------------------------------
 
     def _note_pending(self, packet: Packet) -> None:
@@ -428,14 +444,16 @@ class Receiver:
 
     def _overdue(self, now: float) -> Part | None:
         limits = self.limits
-        part = self._tiles.overdue(now, limits.tile_wait, limits.tile_asks)
+        wanted = self._wants_tiles_of
+        part = self._tiles.overdue(now, limits.tile_wait, limits.tile_asks, wanted)
         return part if part is not None and self._allowed.take(now) else None
 
     def next_deadline(self) -> float | None:
         """When :meth:`next` may next have something, if nothing comes in."""
         if self._out:
             return float("-inf")
-        return self._tiles.next_overdue(self.limits.tile_wait, self.limits.tile_asks)
+        limits = self.limits
+        return self._tiles.next_overdue(limits.tile_wait, limits.tile_asks, self._wants_tiles_of)
 
     def partial(self) -> int:
         """How many messages are partly here."""

@@ -294,6 +294,18 @@ def test_any_bytes_are_refused_by_name_or_harmless(
     assert heard(receiver, elided(packet(1)), 1.0) == [1]
 
 
+def test_a_node_asks_gateways_for_tiles_and_not_its_peers() -> None:
+    node = Receiver(verify, answers=False)
+    tiles = cut(Whole(b"m" * 500).encode(), 200)
+    for radio in (1, 2):
+        node.take(radio, tiles[radio].encode(), 0.0)
+    assert node.next_deadline() is None
+    assert said(node, 1000.0) == []
+    node.take(2, Answer(b"ab", 1).encode(), 1000.0)
+    assert node.next_deadline() == node.limits.tile_wait
+    assert said(node, 1000.0) == [Missing(Part(tiles[0].tag, 0b100))]
+
+
 def test_whoever_polls_without_end_fills_nothing() -> None:
     receiver = gateway()
     for number in range(200):
