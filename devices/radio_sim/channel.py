@@ -230,8 +230,14 @@ class Channel:
         return time_on_air_ms(frame.size, self.preset) / 1000
 
     def sensed(self, number: int) -> bool:
-        """Whether a radio senses that somebody sends, itself included."""
-        return any(one.end > self.now and self._reaches(one, number) for one in self._recent)
+        """Whether a radio senses that somebody sends, itself included. It takes a slot to
+        sense it: those who begin within one collide."""
+        return any(
+            one.end > self.now
+            and (one.sender.number == number or one.begin + self.slot <= self.now)
+            and self._reaches(one, number)
+            for one in self._recent
+        )
 
     def utilization(self, number: int, seconds: float = 60.0) -> float:
         """Per cent of the last ``seconds`` that a radio sent or heard something."""
