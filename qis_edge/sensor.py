@@ -44,7 +44,9 @@ class Sensor(Protocol):
         """
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Let go of everything. May come at any time, before :meth:`open` too, and again."""
+        ...
 
 
 class SensorFactory(Protocol):

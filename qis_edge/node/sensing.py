@@ -143,13 +143,13 @@ class Sensing:
             await self._estimating.recall(situation.fingerprint)
 
     async def close(self) -> None:
-        """Close the drivers. One that hangs is left to itself."""
+        """Close the drivers, also those that were just being opened. One that hangs is left
+        to itself."""
         for one in self._running:
-            if one.opened:
-                try:
-                    await asyncio.wait_for(one.worker(one.sensor.close), CLOSING)
-                except Exception as error:  # noqa: BLE001 - a driver's fault is no reason to stay
-                    log.debug("sensor %s: %s", one.name, error or "does not close")
+            try:
+                await asyncio.wait_for(one.worker(one.sensor.close), CLOSING)
+            except Exception as error:  # noqa: BLE001 - a driver's fault is no reason to stay
+                log.debug("sensor %s: %s", one.name, error or "does not close")
             one.worker.close(0)
 
     # - reading
