@@ -214,6 +214,7 @@ class Stats:
             "bytes": self.bytes,
             "budget": self.budget,
         }
+
     conflicts: int  # packets whose number a gateway knew with other content
 
 
