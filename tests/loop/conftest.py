@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from gateway import drain
+from gateway import desk, drain
 from qis_edge.core.custody import BROKER
 from qis_edge.node import gateways, membership, runtime
 
@@ -14,7 +14,8 @@ from qis_edge.node import gateways, membership, runtime
 @pytest.fixture(autouse=True)
 def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gateways, "FIRST_HELLO", 0.1)
-    monkeypatch.setattr(runtime, "BROKER", replace(BROKER, first_timeout=0.6, least_timeout=0.3))
+    monkeypatch.setattr(runtime, "BROKER", replace(BROKER, first_timeout=0.4, least_timeout=0.2))
     monkeypatch.setattr(membership, "ASK_EVERY", 0.1)
+    monkeypatch.setattr(desk, "REFRESH", 0.05)
     monkeypatch.setattr(drain, "RETRY_FIRST", 0.02)
     monkeypatch.setattr(drain, "RETRY_LONGEST", 0.1)

@@ -42,3 +42,10 @@ class Broken(Steady):
 
     def read(self, now: float) -> list[Reading]:
         raise ZeroDivisionError("a driver's bug")
+
+
+class Silent(Steady):
+    """Never has anything to say."""
+
+    def read(self, now: float) -> list[Reading]:
+        return []

@@ -26,7 +26,7 @@ from qis_edge.core.packet import unpack
 from qis_edge.keys import FleetFile, read_key, write_key
 from qis_edge.links.base import Destination, Link, Received
 from qis_edge.node.runtime import Node
-from qis_edge.store.forms import Stats
+from qis_edge.store.forms import Pending, Stats
 from qis_edge.store.inbox import Inbox
 from qis_edge.store.outbox import Outbox
 from qis_edge.store.reader import OutboxReader
@@ -35,7 +35,7 @@ from qis_edge.testing.memory import MemoryMedium
 YEAR = 365 * 86400
 HOUR = 3600
 #: Whole hours of simulated time pass in this many real seconds.
-SECONDS_PER_HOUR = 0.2
+SECONDS_PER_HOUR = 0.1
 EPOCH = 1_378_166_400  # 2013-09-03
 
 
@@ -132,16 +132,18 @@ class Site:
         *,
         season: str = '"autumn"',
         clock: bool = True,
+        sensor: str = "",
         link: Link | None = None,
     ) -> Node:
         """A node that replays an airport's weather.
 
         :param season: where the situation's season comes from.
+        :param sensor: another one, of :mod:`tests.loop.sensors`.
         :param clock: whether it has the simulated one; else it has the machine's, and its
             windows are of one second.
         """
         config = load_node(
-            self.node_config(name, station, extra, links, season=season, clock=clock)
+            self.node_config(name, station, extra, links, season=season, clock=clock, sensor=sensor)
         )
         if link is None and self.medium is not None:
             link = self.medium.node(read_key(config.node.state / "node.key").kid)
@@ -156,13 +158,21 @@ class Site:
         *,
         season: str = '"autumn"',
         clock: bool = True,
+        sensor: str = "",
     ) -> Path:
         """Its key and its configuration."""
         state = self._state(name, self.root)
         if not (state / "node.key").exists():
             write_key(state / "node.key", Identity.generate())
-        if clock:
-            sensor = (
+        if sensor or not clock:
+            interval, window = ("30min", "1h") if clock else ("0.1s", "1s")
+            sensing = (
+                f'[[sensor]]\ndriver = "tests.loop.sensors:{sensor or "Steady"}"\n'
+                f'interval = "{interval}"\nchannels = {{ temperature = "temperature" }}\n'
+                f'[distil]\nwindow = "{window}"\nexpected = 1\n'
+            )
+        else:
+            sensing = (
                 '[[sensor]]\ndriver = "replay"\ninterval = "30min"\nhistory = "2h"\n'
                 'file = "gateway.demo_data:weather-nyc-2013.csv"\n'
                 f'where = {{ station = "{station}" }}\n'
@@ -170,18 +180,12 @@ class Site:
                 'channels = { temperature = "temperature", humidity = "humidity" }\n'
                 '[distil]\nwindow = "1h"\nexpected = 1\n'
             )
-        else:
-            sensor = (
-                '[[sensor]]\ndriver = "tests.loop.sensors:Steady"\ninterval = "0.1s"\n'
-                'channels = { temperature = "temperature" }\n'
-                '[distil]\nwindow = "1s"\nexpected = 1\n'
-            )
         return self._config(
             name,
             f'[node]\nname = "{name}"\nstate = "state"\n'
             '[situation]\ndomain = "weather"\n'
             f'fields = {{ climate = "cfa", terrain = "coast", season = {season} }}\n'
-            f'{sensor}[links.mqtt]\nurl = "{self.broker}"\n{links}{extra}',
+            f'{sensing}[links.mqtt]\nurl = "{self.broker}"\n{links}{extra}',
             clock=clock,
         )
 
@@ -331,6 +335,19 @@ def record(link: Link) -> list[tuple[str, bytes]]:
 
     vars(link).update(send=sending, receive=receiving)
     return frames
+
+
+def backlog(node: Node, count: int, *, each: bool = False) -> None:
+    """Outcomes that a node made a while ago; ``each``: in a packet of its own. To be called
+    before it runs, or by its disk."""
+    node.outbox.append_many(
+        Pending(
+            Outcome(EPOCH - (count - number) * HOUR, results={"temperature": 20.0}),
+            (number if each else 0).to_bytes(32),
+            ttl=24 * 365,
+        )
+        for number in range(count)
+    )
 
 
 # --- looking -----------------------------------------------------------------------------

@@ -13,15 +13,12 @@ from gateway.routing import Entry
 from gateway.station import Station
 from qis_edge.core.errors import RoutingError
 from qis_edge.core.messages import Greeting, RevocationMessage, decode
-from qis_edge.core.outcome import Outcome
 from qis_edge.node.runtime import Node
-from qis_edge.store.forms import Pending
 from qis_edge.testing.memory import MemoryMedium
 from tests.loop.site import (
-    EPOCH,
-    HOUR,
     Site,
     assert_each_once,
+    backlog,
     deposited,
     drained,
     made_and_held,
@@ -47,18 +44,6 @@ class Absence:
         if self.away:
             raise RoutingError("away")
         return await self._deposit(entries)
-
-
-def backlog(node: Node, count: int, *, each: bool = False) -> None:
-    """Outcomes that it made before it was started; ``each``: in a packet of its own."""
-    node.outbox.append_many(
-        Pending(
-            Outcome(EPOCH - (count - number) * HOUR, results={"temperature": 20.0}),
-            (number if each else 0).to_bytes(32),
-            ttl=24 * 365,
-        )
-        for number in range(count)
-    )
 
 
 def reconnect(here: Site) -> None:

@@ -225,15 +225,15 @@ def under_way(node: Node) -> bool:
 async def test_an_idle_node_says_one_hello_and_one_request_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gateways, "GREETED", 0.5)  # for ten minutes
+    monkeypatch.setattr(gateways, "GREETED", 0.3)  # for ten minutes
     async with site(tmp_path, MemoryMedium()) as here:
         station, node = here.station(), here.node("ewr")
         here.start(station, node)
         await here.join(station, node)
         await drained(here, node)
-        await seconds(here, desk.REFRESH + 0.2)  # its approval is noticed
+        await seconds(here, 0.3)  # its approval is noticed
         up, down = record(node.link), record(station.link)
-        await seconds(here, 2.6)
+        await seconds(here, 1.6)
         said = count(up, "out")
         assert 3 <= said.pop("Hello") <= 7
         assert 3 <= said.pop("Request") <= 7

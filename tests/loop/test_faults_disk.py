@@ -1,0 +1,263 @@
+"""Disks that are full, or read-only, or damaged: what was acknowledged is not lost, what is
+wrong is said once, and the daemon goes on by itself."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from gateway import custodian
+from gateway.station import Station
+from qis_edge.core.errors import RoutingError, StoreCorrupt
+from qis_edge.node import sensing
+from qis_edge.node.runtime import Node
+from qis_edge.store.database import Database
+from qis_edge.testing.memory import MemoryMedium
+from tests.loop.site import (
+    HOUR,
+    Site,
+    assert_each_once,
+    deposited,
+    drained,
+    made_and_held,
+    peers_of,
+    routed,
+    settled,
+    site,
+    spool_of,
+    stats_of,
+)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sensing, "RETRY_FIRST", 0.05)
+    monkeypatch.setattr(sensing, "RETRY_LONGEST", 0.1)
+    monkeypatch.setattr(custodian, "FAULT_LATER", 0)
+    monkeypatch.setattr(custodian, "FULL_LATER", 0)
+
+
+async def forbid(where: Node | Station, database: Database) -> None:
+    """As on a medium that was mounted read-only."""
+    await where.disk(database.execute, "PRAGMA query_only=ON")
+
+
+async def allow(where: Node | Station, database: Database) -> None:
+    await where.disk(database.execute, "PRAGMA query_only=OFF")
+
+
+def said(caplog: pytest.LogCaptureFixture, *words: str) -> list[str]:
+    return [
+        one.getMessage()
+        for one in caplog.records
+        if any(word in one.getMessage() for word in words)
+    ]
+
+
+# --- nodes ---------------------------------------------------------------------------------
+
+
+async def test_a_node_waits_for_a_disk_that_does_not_write(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    async with site(tmp_path, MemoryMedium()) as here:
+        station, ewr, jfk = here.station(), here.node("ewr"), here.node("jfk", "JFK")
+        here.start(station, ewr, jfk)
+        await here.join(station, ewr, jfk)
+        await here.wait("custody", lambda: made_and_held(ewr)[1] >= 3)
+        await forbid(ewr, ewr.outbox._db)
+        made = stats_of(ewr).made
+        await here.wait("trouble", lambda: ewr.disk.trouble)
+        heard = ewr.inbound.heard
+        await here.wait("peers all the same", lambda: ewr.inbound.heard >= heard + 4)
+        status = await ewr.status({})
+        assert "cannot be written" in status["disk"]
+        assert stats_of(ewr).made == made
+        await allow(ewr, ewr.outbox._db)
+        await here.wait("what was not written", lambda: stats_of(ewr).made >= made + 4)
+        await here.wait("its end", lambda: ewr.disk.trouble is None)
+        assert len(said(caplog, "cannot be written")) == 1
+        assert len(said(caplog, "works again")) == 1
+        await drained(here, ewr, jfk)
+        await settled(here, station)
+        await assert_each_once(here.state("base"), {ewr.identity.kid: stats_of(ewr).made})
+        times = [o.time for o in (await deposited(here.state("base")))[ewr.identity.kid]]
+        assert sorted(times) == list(range(min(times), max(times) + HOUR, HOUR))
+
+
+async def test_a_full_disk_is_said_to_be_full(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with site(tmp_path, MemoryMedium(), pace=0.03) as here:
+        ewr = here.node("ewr")
+        await ewr.disk(ewr.outbox._db.execute, "PRAGMA max_page_count=1")
+        here.start(ewr)
+        await here.wait("trouble", lambda: ewr.disk.trouble)
+        assert "the disk is full" in (ewr.disk.trouble or "")
+        assert "free some space" in said(caplog, "the disk is full")[0]
+        before = stats_of(ewr).made
+        await ewr.disk(ewr.outbox._db.execute, "PRAGMA max_page_count=1000000")
+        await here.wait("more", lambda: stats_of(ewr).made >= before + 3)
+
+
+async def test_receipts_that_cannot_be_written_come_again(tmp_path: Path) -> None:
+    async with site(tmp_path, MemoryMedium()) as here:
+        station, ewr = here.station(), here.node("ewr")
+        here.start(station, ewr)
+        await here.join(station, ewr)
+        await here.wait("custody", lambda: made_and_held(ewr)[1] >= 3)
+        take = ewr.uplink._believe
+        forbidden = 0
+
+        def late(*given: object) -> object:
+            nonlocal forbidden
+            forbidden += 1
+            ewr.outbox._db.execute("PRAGMA query_only=ON")
+            try:
+                return take(*given)  # type: ignore[arg-type] # passed on
+            finally:
+                ewr.outbox._db.execute("PRAGMA query_only=OFF")
+
+        vars(ewr.uplink)["_believe"] = late
+        await here.wait("receipts", lambda: forbidden >= 3)
+        held = made_and_held(ewr)[1]
+        assert ewr.disk.trouble
+        del vars(ewr.uplink)["_believe"]
+        await drained(here, ewr)
+        assert made_and_held(ewr)[1] > held
+
+
+async def test_a_position_does_not_pass_packets_that_could_not_be_kept(tmp_path: Path) -> None:
+    async with site(tmp_path, MemoryMedium()) as here:
+        station, ewr = here.station(), here.node("ewr")
+        here.start(station, ewr)
+        await here.join(station, ewr)
+        await here.wait("a past", lambda: made_and_held(ewr)[1] >= 5)
+        await drained(here, ewr)
+        await settled(here, station)
+        jfk = here.node("jfk", "JFK")
+        await forbid(jfk, jfk.inbox._db)
+        here.start(jfk)
+        await here.join(station, jfk)
+        await here.wait("losses", lambda: jfk.asking.losses)
+        assert jfk.sensing.address is not None
+        where = jfk.sensing.address
+        assert peers_of(jfk, where) == []
+        await allow(jfk, jfk.inbox._db)
+        jfk.asking.request(station.identity.kid, anew=True)
+        of_peer = [e for e in await routed(here.state("base")) if e.kid == ewr.identity.kid]
+        await here.wait("all of them", lambda: len(peers_of(jfk, where)) == len(of_peer))
+
+
+async def test_a_damaged_outbox_ends_the_node_and_the_next_start_mends_it(
+    tmp_path: Path,
+) -> None:
+    async with site(tmp_path, MemoryMedium()) as here:
+        ewr = here.node("ewr")
+        here.start(ewr)
+        await here.wait("outcomes", lambda: stats_of(ewr).made >= 2)
+
+        def damaged(*_: object) -> None:
+            raise ewr.outbox._db.damaged("a test")
+
+        vars(ewr.outbox)["append_many"] = damaged
+        error = await here.ended(ewr)
+        assert isinstance(error, StoreCorrupt)
+        assert error.hint is not None
+        made = stats_of(ewr).made
+        again = here.node("ewr")  # nobody holds its lock any more
+        here.start(again)
+        await here.wait("more", lambda: stats_of(again).made > made)
+
+
+# --- gateways ------------------------------------------------------------------------------
+
+
+async def test_a_gateway_that_cannot_write_gives_no_receipt(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with site(tmp_path, MemoryMedium()) as here:
+        station, ewr = here.station(), here.node("ewr")
+        here.start(station, ewr)
+        await here.join(station, ewr)
+        await here.wait("custody", lambda: made_and_held(ewr)[1] >= 3)
+        await forbid(station, station.spool._db)
+        await here.wait("putting off", lambda: station.counts.later >= 3)
+        frozen = made_and_held(ewr)[1]
+        later = station.counts.later
+        await here.wait("more", lambda: station.counts.later >= later + 3)
+        assert made_and_held(ewr)[1] == frozen
+        assert (await station.status({}))["disk"]
+        await allow(station, station.spool._db)
+        await drained(here, ewr)
+        assert len(said(caplog, "cannot be written")) == 1
+        await settled(here, station)
+        await assert_each_once(here.state("base"), {ewr.identity.kid: stats_of(ewr).made})
+
+
+async def test_a_full_spool_asks_nodes_to_wait(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with site(tmp_path, MemoryMedium()) as here:
+        station, ewr = here.station(), here.node("ewr")
+        engine, away = station.engines[0], True
+        deposit = engine.deposit
+
+        async def sometimes(entries: object) -> int:
+            if away:
+                raise RoutingError("away")
+            return await deposit(entries)  # type: ignore[arg-type] # passed on
+
+        vars(engine)["deposit"] = sometimes
+        here.start(station, ewr)
+        await here.join(station, ewr)
+        await here.wait("custody", lambda: made_and_held(ewr)[1] >= 3)
+        station.spool.budget = 0
+        await here.wait("putting off", lambda: station.counts.later >= 3)
+        frozen = spooled(here)
+        await here.wait("more", lambda: station.counts.later >= 8)
+        assert spooled(here) == frozen
+        assert len(said(caplog, "the spool is full")) == 1
+        away = False
+        await drained(here, ewr)
+        await settled(here, station)
+        await assert_each_once(here.state("base"), {ewr.identity.kid: stats_of(ewr).made})
+
+
+def spooled(here: Site) -> int:
+    with spool_of(here.state("base")) as spool:
+        return spool.status().packets
+
+
+async def test_a_fleet_file_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
+    async with site(tmp_path, MemoryMedium()) as here:
+        station, ewr = here.station(), here.node("ewr")
+        here.start(station, ewr)
+        await here.join(station, ewr)
+        await station.fleet_disk(station.fleet._db.execute, "PRAGMA query_only=ON")
+        jfk = here.node("jfk", "JFK")
+        here.start(jfk)
+        await here.wait("trouble", lambda: station.fleet_disk.trouble)
+        held = made_and_held(ewr)[1]
+        await here.wait("custody", lambda: made_and_held(ewr)[1] >= held + 3)
+        await station.fleet_disk(station.fleet._db.execute, "PRAGMA query_only=OFF")
+        await here.join(station, jfk)
+        await here.wait("its end", lambda: station.fleet_disk.trouble is None)
+
+
+async def test_the_end_is_orderly_on_a_full_disk(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with site(tmp_path, MemoryMedium()) as here:
+        ewr = here.node("ewr")
+        here.start(ewr)
+        await here.wait("outcomes", lambda: stats_of(ewr).made >= 2)
+        await forbid(ewr, ewr.outbox._db)
+        await forbid(ewr, ewr.inbox._db)
+        await here.wait("trouble", lambda: ewr.disk.trouble)
+        await asyncio.wait_for(here.stop(ewr), 5)
+        assert said(caplog, "could not be saved")
+        here.node("ewr").outbox.close()  # nobody holds its lock any more
