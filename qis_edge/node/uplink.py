@@ -154,8 +154,8 @@ class Uplink:
             return False
         if self._untracked and not self._old and 2 * self._partly_room() > self._partly:
             self.start_over()
-        if self._old:
-            return await self._offer_old(room)
+        if self._old and await self._offer_old(room):
+            return True
         made = await self._disk(self._pack, room)
         for one in made:
             self._offer(one)
