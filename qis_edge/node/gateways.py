@@ -53,6 +53,7 @@ class Gateways:
         self._nonces: list[tuple[bytes, float]] = []  # with when they were said
         self._said_at = self._doubted_at = -LONGEST_UNGREETED
         self._hello_at = 0.0
+        self._wanted = True  # whatever was answered meanwhile
         self._delay = FIRST_HELLO
 
     # - who is known
@@ -106,6 +107,7 @@ class Gateways:
     def hello_soon(self) -> None:
         """Something changed (a link came up, a credential arrived): say hello at once."""
         self._hello_at = 0.0
+        self._wanted = True
         self._delay = FIRST_HELLO
 
     def doubt(self, monotonic: float) -> None:
@@ -125,6 +127,7 @@ class Gateways:
         assert len(nonce) == NONCE_SIZE
         self._nonces = [*self._nonces[1 - _NONCES :], (nonce, monotonic)]
         self._said_at = monotonic
+        self._wanted = False
         self._hello_at = monotonic + self._delay
         self._delay = min(self._delay * 2, LONGEST_UNGREETED)
         return Hello(self._identity.kid, nonce, self._trust.revocation_number).encode()
@@ -145,7 +148,7 @@ class Gateways:
             except Refused:
                 continue
             known.greeted = monotonic
-            if settled:
+            if settled and not self._wanted:
                 self._hello_at, self._delay = monotonic + GREETED, FIRST_HELLO
             return known, monotonic - said_at
         raise Refused(Reason.REPLAYED, "greeting.nonce", "no hello of ours waits for it")

@@ -106,6 +106,14 @@ def test_one_who_wants_more_goes_on_saying_hello(fleet: Fleet) -> None:
     assert gateways.hello_at == 10.0 + module.FIRST_HELLO
 
 
+def test_an_answer_to_the_last_hello_is_none_to_the_one_that_is_due(fleet: Fleet) -> None:
+    gateways = known(fleet)
+    gateways.hello(10.0, NONCE)
+    gateways.hello_soon()
+    gateways.greet(fleet.greeting(NONCE), 10.5, NOW)
+    assert gateways.hello_at <= 10.5
+
+
 def test_doubt_brings_a_hello_but_not_often(fleet: Fleet) -> None:
     gateways = known(fleet)
     gateways.hello(10.0, NONCE)
