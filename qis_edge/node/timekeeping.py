@@ -139,14 +139,11 @@ class Timekeeper:
     # - waiting
 
     async def sleep_until(self, when: float) -> None:
-        """Until it shows ``when``, or is set. (That the system's clock was set back by
-        somebody else is noticed within half a minute.)"""
+        """Until it shows ``when``, or is set."""
         stepped = self._stepped
-        last = now = self.now()
-        while last <= now < when and not stepped.is_set():
+        while (left := when - self.now()) > 0 and not stepped.is_set():
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stepped.wait(), min(self.real(when - now), _LOOK))
-            last, now = now, self.now()
+                await asyncio.wait_for(stepped.wait(), min(self.real(left), _LOOK))
 
 
 def _synchronised() -> bool | None:
