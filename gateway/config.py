@@ -14,12 +14,12 @@ from pathlib import Path
 
 from qis_edge.config import (
     ClockConfig,
-    LinksConfig,
     LogConfig,
     default_path,
     state_setting,
 )
 from qis_edge.core.errors import RoutingError
+from qis_edge.link_config import LinksConfig
 from qis_edge.links.mqtt_settings import is_loopback
 from qis_edge.schema import (
     NAME,

@@ -24,12 +24,12 @@ from gateway.post import Post
 from gateway.routing import Context, Entry, RoutingLayer, open_engine
 from gateway.routing.base import framed_kid
 from gateway.spool import Spool
-from qis_edge.config import MqttConfig
 from qis_edge.control import ControlServer
 from qis_edge.core.credential import GATEWAY, NODE
 from qis_edge.core.errors import QisError, Refused, RoutingError, StoreCorrupt, StoreError
 from qis_edge.core.packet import unpack
 from qis_edge.keys import FleetFile, read_key
+from qis_edge.link_config import MqttConfig
 from qis_edge.links.base import Link, Role, link_status
 from qis_edge.links.mqtt import MqttLink
 from qis_edge.logs import set_up_logging

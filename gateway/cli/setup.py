@@ -22,11 +22,11 @@ from qis_edge.cli.setup import (
     state_text,
     write_config,
 )
-from qis_edge.config import MqttConfig
 from qis_edge.core.credential import GATEWAY, ISSUER, issue
 from qis_edge.core.errors import QisError, Refused, UsageError
 from qis_edge.core.identity import Identity
 from qis_edge.keys import FleetFile, read_key
+from qis_edge.link_config import MqttConfig
 from qis_edge.links.mqtt_settings import is_loopback
 from qis_edge.schema.text import sample
 from qis_edge.terminal import moment, plural

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from qis_edge.cli.program import OK, collecting, note, problem, show_check
-from qis_edge.config import MqttConfig, NodeConfig, default_path, default_state, load_node
+from qis_edge.config import NodeConfig, default_path, default_state, load_node
 from qis_edge.core.domain import Domain
 from qis_edge.core.errors import ConfigError, QisError, UsageError
 from qis_edge.core.identity import Identity
 from qis_edge.drivers import load_callable, load_driver
 from qis_edge.keys import FleetFile, read_key, write_key
+from qis_edge.link_config import MqttConfig
 from qis_edge.schema import loads
 from qis_edge.schema.text import sample, toml
 from qis_edge.terminal import plural

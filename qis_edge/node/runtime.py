@@ -16,12 +16,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from qis_edge.config import MqttConfig, NodeConfig
+from qis_edge.config import NodeConfig
 from qis_edge.control import ControlServer
 from qis_edge.core.credential import TrustStore
 from qis_edge.core.custody import BROKER
 from qis_edge.core.errors import QisError, Refused, StoreCorrupt, StoreError
 from qis_edge.keys import FleetFile, read_key
+from qis_edge.link_config import MqttConfig
 from qis_edge.links.base import Link, Role, link_status
 from qis_edge.links.mqtt import MqttLink
 from qis_edge.logs import set_up_logging
