@@ -10,7 +10,7 @@ receipts are the one, signatures and MACs the other. Every link, real or double,
 from __future__ import annotations
 
 import enum
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -48,6 +48,30 @@ class Destination:
 UP = Destination(Direction.UP)
 
 
+@dataclass(frozen=True, slots=True)
+class Cadence:
+    """How often a node speaks of its own accord, besides packets. Seconds.
+
+    :param hello: between the first two hellos; then twice that, and so on.
+    :param ungreeted: between hellos at most, while no gateway greets.
+    :param greeted: between hellos after a greeting.
+    :param patience: for the answer to a request, the first time.
+    :param longest_patience: and at most.
+    """
+
+    hello: float = 1.0
+    ungreeted: float = 60.0
+    greeted: float = 600.0
+    patience: float = 30.0
+    longest_patience: float = 600.0
+
+
+#: Where a few dozen bytes cost nothing.
+BROKER_CADENCE = Cadence()
+#: Where each costs half a second of a channel that all share.
+MESH_CADENCE = Cadence(15.0, 1800.0, 6 * 3600.0, 300.0, 2 * 3600.0)
+
+
 def down(kid: bytes) -> Destination:
     """To the node with this kid."""
     return Destination(Direction.DOWN, kid)
@@ -59,17 +83,35 @@ def peers(fingerprint: bytes) -> Destination:
 
 
 @dataclass(frozen=True, slots=True)
+class Question:
+    """A node asks a gateway what became of packets; not authenticated.
+
+    :param stores: (kid, store): nearly always one.
+    :param sequences: ascending.
+    :param token: the link's own.
+    """
+
+    stores: tuple[tuple[bytes, bytes], ...]
+    sequences: tuple[int, ...]
+    token: object = None
+
+
+@dataclass(frozen=True, slots=True)
 class Received:
     """A frame that came in.
 
     ``claimed`` is the kid that the link's addressing names (an MQTT topic), or ``None``
     where it names none (a radio): never proof. ``token`` goes back to :meth:`Link.done`.
+    ``link`` names the link it came over, where several are one. ``question``: ``data`` is
+    empty, and receipts about all that came before are wanted (:class:`Polled`).
     """
 
     data: bytes
     direction: Direction
     claimed: bytes | None = None
     token: object = None
+    link: str = ""
+    question: Question | None = None
 
 
 @dataclass(slots=True)
@@ -102,6 +144,13 @@ class Link(Protocol):
     url: str
     #: Largest message in bytes that it carries (512 unless the medium says less).
     mtu: int
+    #: Largest packet that it carries well: longer ones cost much more (on a mesh: what one
+    #: radio frame takes).
+    fits: int
+    #: How often a node speaks of its own accord here.
+    cadence: Cadence
+    #: Everybody hears everything (a radio): much of what comes in is meant for others.
+    shared: bool
     stats: LinkStats
 
     @property
@@ -174,6 +223,22 @@ class Link(Protocol):
         ...
 
 
+@runtime_checkable
+class Polled(Link, Protocol):
+    """A gateway's link on which nodes ask for receipts, and none goes out unasked."""
+
+    def reply(self, question: Question, receipts: Sequence[bytes]) -> None:
+        """Answer a question; what was received before it is durable.
+
+        :param receipts: sealed, at most 190 bytes each; none, if nothing is held.
+        """
+        ...
+
+    def forget(self, packet_id: bytes) -> None:
+        """This packet was not taken into custody: bring it again when it comes again."""
+        ...
+
+
 def link_status(link: Link) -> dict[str, object]:
     """A link as ``status --json`` shows it."""
     stats = link.stats
@@ -181,10 +246,12 @@ def link_status(link: Link) -> dict[str, object]:
         "name": link.name,
         "url": link.url,
         "up": link.up,
+        "connects": stats.connects,
         "frames_in": stats.frames_in,
         "frames_out": stats.frames_out,
         "bytes_in": stats.bytes_in,
         "bytes_out": stats.bytes_out,
         "dropped_in": stats.dropped_in,
         "last_error": stats.last_error,
+        **({"extra": dict(stats.extra)} if stats.extra else {}),
     }

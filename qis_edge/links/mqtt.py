@@ -42,7 +42,15 @@ from typing import Any
 
 from qis_edge.core.errors import LinkError, UsageError
 from qis_edge.links.backoff import Backoff
-from qis_edge.links.base import MAX_FRAME, Destination, Direction, LinkStats, Received, Role
+from qis_edge.links.base import (
+    BROKER_CADENCE,
+    MAX_FRAME,
+    Destination,
+    Direction,
+    LinkStats,
+    Received,
+    Role,
+)
 from qis_edge.links.mqtt_connection import Connection, OldProtocolError, Token
 from qis_edge.links.mqtt_dial import dial_aside, tls_context
 from qis_edge.links.mqtt_settings import MqttSettings
@@ -86,6 +94,9 @@ class MqttLink:
         self.name = name
         self.url = settings.url
         self.mtu = MAX_FRAME
+        self.fits = self.mtu
+        self.cadence = BROKER_CADENCE
+        self.shared = False
         self.stats = LinkStats()
         self.settings = settings
         self.role = role

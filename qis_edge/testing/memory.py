@@ -22,7 +22,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from qis_edge.core.errors import LinkError, UsageError
-from qis_edge.links.base import MAX_FRAME, Destination, Direction, LinkStats, Received, Role
+from qis_edge.links.base import (
+    BROKER_CADENCE,
+    MAX_FRAME,
+    Destination,
+    Direction,
+    LinkStats,
+    Received,
+    Role,
+)
 from qis_edge.links.wake import Wake
 
 
@@ -210,6 +218,9 @@ class MemoryLink:
         self.name = f"memory-{role.value}-{kid.hex()}"
         self.url = "memory:"
         self.mtu = medium.mtu
+        self.fits = self.mtu
+        self.cadence = BROKER_CADENCE
+        self.shared = False
         self.stats = LinkStats()
         self.role = role
         self.kid = kid
