@@ -107,6 +107,91 @@ def _radio_sim(parser: ArgumentParser) -> None:
     )
 
 
+def _radio(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--radio",
+        default="auto",
+        metavar="WHICH",
+        help="a serial port, part of its name in /dev/serial/by-id, tcp:HOST:PORT, or auto: "
+        "the one that is plugged in (default: %(default)s)",
+    )
+
+
+def _configure(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "file",
+        nargs="?",
+        type=Path,
+        default=Path("radio.toml"),
+        metavar="FILE",
+        help="what radios are to be set to (default: %(default)s)",
+    )
+    _radio(parser)
+    parser.add_argument(
+        "--relay", action="store_true", help="it is to stand alone and pass on what it hears"
+    )
+    parser.add_argument("--name", help="what to call this radio, in place of the file's name")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--dry-run", action="store_true", help="say what would change, change nothing"
+    )
+    what.add_argument(
+        "--new-key", action="store_true", help="draw the channel's key and touch no radio"
+    )
+    what.add_argument(
+        "--sample", action="store_true", help="print a file to begin with and touch no radio"
+    )
+
+
+def _ping(parser: ArgumentParser) -> None:
+    _radio(parser)
+    parser.add_argument(
+        "--count", type=int, metavar="N", help="so many times (default: until Ctrl-C)"
+    )
+    parser.add_argument(
+        "--interval",
+        type=float,
+        metavar="SECONDS",
+        help="between two (default: what the airtime allows)",
+    )
+    parser.add_argument("--answer", action="store_true", help="answer others in place of asking")
+    parser.add_argument("--size", type=int, metavar="BYTES", help="of what is sent")
+    parser.add_argument(
+        "--channel",
+        type=int,
+        default=0,
+        metavar="INDEX",
+        help="the radio's channel, 0 to 7 (default: %(default)s)",
+    )
+
+
+RADIO_VERBS = (
+    Verb(
+        "configure",
+        "set a radio up as a file says, and check that it is",
+        "devices.radio_config.cli:configure",  # by name: the package does not stand on its devices
+        _configure,
+        json=True,
+        config=False,
+    ),
+    Verb(
+        "list",
+        "say which radios are plugged in, and how they are set up",
+        "devices.radio_config.cli:show",
+        _radio,
+        json=True,
+        config=False,
+    ),
+    Verb(
+        "ping",
+        "see how well another radio is reached from here",
+        "qis_edge.cli.radio_ping:run",
+        _ping,
+        json=True,
+        config=False,
+    ),
+)
+
 VERBS = (
     Verb(
         "init",
@@ -125,6 +210,7 @@ VERBS = (
         json=True,
     ),
     Verb("enroll", "join the fleet", "qis_edge.cli.joining:enroll", _enroll, json=True),
+    Verb("radio", "configure, list and try Meshtastic radios", verbs=RADIO_VERBS),
     Verb(
         "radio-sim",
         "emulate Meshtastic radios on serial or TCP ports",

@@ -32,13 +32,26 @@ class Verb:
         code.
     :param arguments: adds the verb's own arguments.
     :param json: whether it has ``--json``.
+    :param config: whether it has ``--config``.
+    :param verbs: a group has these in place of a handler: ``qis-edge radio ping``.
     """
 
     name: str
     help: str
-    handler: str
+    handler: str = ""
     arguments: Callable[[argparse.ArgumentParser], None] | None = None
     json: bool = False
+    config: bool = True
+    verbs: tuple[Verb, ...] = ()
+
+
+def full_names(verbs: Sequence[Verb]) -> Iterator[str]:
+    """Every verb as it is typed, those of groups with their group: ``radio ping``."""
+    for verb in verbs:
+        if verb.verbs:
+            yield from (f"{verb.name} {name}" for name in full_names(verb.verbs))
+        else:
+            yield verb.name
 
 
 def make_parser(
@@ -58,17 +71,29 @@ def make_parser(
     )
     parser = argparse.ArgumentParser(prog=program, description=description)
     parser.add_argument("--version", action=_Version, nargs=0, help="say which version this is")
-    subparsers = parser.add_subparsers(title="verbs", required=True, metavar="VERB", dest="verb")
+    _add_verbs(parser, verbs, config)
+    return parser
+
+
+def _add_verbs(
+    parser: argparse.ArgumentParser, verbs: Sequence[Verb], config: argparse.ArgumentParser
+) -> None:
+    subparsers = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
     for verb in verbs:
         one = subparsers.add_parser(
-            verb.name, help=verb.help, description=_sentence(verb.help), parents=[config]
+            verb.name,
+            help=verb.help,
+            description=_sentence(verb.help),
+            parents=[config] if verb.config and not verb.verbs else [],
         )
+        if verb.verbs:
+            _add_verbs(one, verb.verbs, config)
+            continue
         if verb.json:
             one.add_argument("--json", action="store_true", help="for programs, in a stable form")
         if verb.arguments is not None:
             verb.arguments(one)
         one.set_defaults(handler=verb.handler)
-    return parser
 
 
 def add_state(parser: argparse.ArgumentParser, role: str) -> None:

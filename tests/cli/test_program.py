@@ -13,6 +13,7 @@ import pytest
 import gateway.cli
 import qis_edge.cli
 from qis_edge import __version__
+from qis_edge.cli.program import full_names
 from qis_edge.core.errors import QisError
 from tests.cli.kit import ROOT, Console, Site, command
 
@@ -28,17 +29,24 @@ def test_version_and_help(console: Console, program: str) -> None:
     assert console(program, "status", "--loudly") == 2
 
 
+def test_a_group_of_verbs(console: Console) -> None:
+    assert console("qis-edge", "radio", "--help") == 0
+    assert {"configure", "list", "ping"} <= set(console.out.split())
+    assert console("qis-edge", "radio") == 2
+    assert console("qis-edge", "radio", "dance") == 2
+
+
 @pytest.mark.parametrize(
     ("program", "module"), [("qis-edge", qis_edge.cli), ("qis-gateway", gateway.cli)]
 )
 def test_every_verb_and_option_is_documented(console: Console, program: str, module: Any) -> None:
     page = (ROOT / "docs/commands.md").read_text()
     chapters = dict(re.findall(r"^## `([^`]+)`\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL))
-    for verb in module.VERBS:
-        chapter = chapters.pop(f"{program} {verb.name}")
-        console(program, verb.name, "--help")
-        for option in set(re.findall(r"--[a-z]+", console.out)) - {"--help", "--config"}:
-            assert option in chapter, (verb.name, option)
+    for verb in full_names(module.VERBS):
+        chapter = chapters.pop(f"{program} {verb}")
+        assert console(program, *verb.split(), "--help") == 0
+        for option in set(re.findall(r"--[a-z-]+", console.out)) - {"--help", "--config"}:
+            assert option in chapter, (verb, option)
     assert not [title for title in chapters if title.startswith(program + " ")]
 
 
