@@ -41,8 +41,6 @@ REOPEN = 30.0
 CLOSING = 2.0
 #: Seconds between attempts to put an outcome on a disk that does not take it.
 RETRY_FIRST, RETRY_LONGEST = 0.5, 30.0
-#: Real seconds after which it is looked whether the clock was set.
-LOOK = 30.0
 #: Windows before the newest that are estimated after a gap, at most.
 MOST_BEHIND = 48
 
@@ -223,9 +221,8 @@ class Sensing:
             self._judge_function()
             if ended:
                 await self._begin()
-            deadline = self._distiller.next_deadline() or self._clock.now() + 1.0
-            # It may be set back: then the end of the window is not what is to be waited for.
-            await self._clock.sleep_until(min(deadline, self._clock.now() + self._look))
+            deadline = self._distiller.next_deadline()
+            await self._clock.sleep_until(deadline or self._clock.now() + 1.0)
 
     def _judge_function(self) -> None:
         """Say what the user's function fails with, once."""
@@ -233,11 +230,6 @@ class Sensing:
         if error is not None and error != self._function_error:
             self._function_error = error
             log.warning("distil.function: %s; the statistics take its place", error)
-
-    @property
-    def _look(self) -> float:
-        """:data:`LOOK` by the node's clock."""
-        return LOOK / self._clock.real(1.0)
 
     async def _state(self, outcome: Outcome, era: _Era) -> None:
         """Put an outcome on the disk, then hear of its situation."""

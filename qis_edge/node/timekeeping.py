@@ -139,11 +139,14 @@ class Timekeeper:
     # - waiting
 
     async def sleep_until(self, when: float) -> None:
-        """Until it shows ``when``, or is set."""
+        """Until it shows ``when``, or is set. (That the system's clock was set back by
+        somebody else is noticed within half a minute.)"""
         stepped = self._stepped
-        while (left := when - self.now()) > 0 and not stepped.is_set():
+        last = now = self.now()
+        while last <= now < when and not stepped.is_set():
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stepped.wait(), min(self.real(left), _LOOK))
+                await asyncio.wait_for(stepped.wait(), min(self.real(when - now), _LOOK))
+            last, now = now, self.now()
 
 
 def _synchronised() -> bool | None:
