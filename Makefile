@@ -34,8 +34,9 @@ pytest: setup-dev ## the tests; ARGS="-k outbox" chooses some
 	@sh tools/deps.sh mosquitto || true
 	@$(PY) -m pytest $(ARGS)
 
-bench: setup-dev ## measure; BENCH=name chooses one; results in build/bench/
-	@for bench in $(or $(BENCH),$(BENCHES)); do echo "$$bench"; $(PY) -m tests.bench.$$bench || exit 1; done
+bench: ## measure; BENCH=name chooses one; results in build/bench/
+	@sh tools/setup.sh gateway,dev,bench || sh tools/setup.sh gateway,dev # without LXMF, then
+	@for bench in $(or $(subst -,_,$(BENCH)),$(BENCHES)); do echo "$$bench"; $(PY) -m tests.bench.$$bench || exit 1; done
 
 deps: ## install what only root can: python3-venv, mosquitto
 	@sh tools/deps.sh

@@ -2,7 +2,7 @@
 # Make .venv and install the project into it, editable, with the extras named. Instant when nothing
 # changed since: pyproject.toml, the folder and the interpreter are noted beside what was installed.
 #
-#     sh tools/setup.sh gateway[,dev]
+#     sh tools/setup.sh gateway[,dev[,bench]]
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -13,7 +13,7 @@ state() { { pwd -P; $python -VV; cat pyproject.toml; } | cksum; }
 
 if works; then
     now=$(state)
-    for stamp in ".venv/installed-$extras" ".venv/installed-gateway,dev"; do
+    for stamp in ".venv/installed-$extras"*; do # with more than what is named, too
         [ ! -e "$stamp" ] || [ "$(cat "$stamp")" != "$now" ] || exit 0
     done
 else
