@@ -95,8 +95,8 @@ class MeshtasticClient:
         self.telemetry: Telemetry | None = None
         self._timings = timings or Timings()
         self._backoff = backoff or Backoff(1.0, 60.0)
-        self._on_report = on_report
-        self._on_telemetry = on_telemetry
+        self.on_report = on_report
+        self.on_telemetry = on_telemetry
         self._opener = opener
         self._outage = Outage(_log, self.name)
         self._connection: _Connection | None = None
@@ -220,12 +220,12 @@ class MeshtasticClient:
             case Heard():
                 self._take_in(event)
             case Report():
-                if self._on_report is not None:
-                    self._on_report(event)
+                if self.on_report is not None:
+                    self.on_report(event)
             case Telemetry():
                 self.telemetry = event
-                if self._on_telemetry is not None:
-                    self._on_telemetry(event)
+                if self.on_telemetry is not None:
+                    self.on_telemetry(event)
             case Ready():
                 self._ready()
             case Rebooted():

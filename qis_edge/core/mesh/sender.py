@@ -111,6 +111,8 @@ class Sender(Generic[K]):
     :param uniform: gives random numbers 0..1 for jitter.
     :param frame: bytes that a frame may have.
     :param urgent: the priority from which on a packet is urgent.
+    :param whole_every: after so many seconds a context travels whole again, for peers who
+        listen and do not know it yet; never, unless given.
     """
 
     def __init__(
@@ -121,6 +123,7 @@ class Sender(Generic[K]):
         *,
         frame: int = DEFAULT_FRAME,
         urgent: int = 3,
+        whole_every: float | None = None,
     ) -> None:
         require(MIN_FRAME <= frame <= MAX_FRAME, "frame", f"must be {MIN_FRAME}..{MAX_FRAME}")
         self.custody = custody
@@ -129,6 +132,7 @@ class Sender(Generic[K]):
         self._uniform = uniform
         self._frame = frame
         self._urgent = urgent
+        self._whole_every = whole_every
         self._entries: dict[K, _Entry] = {}
         self._queue: deque[Elided | Whole | Tile] = deque()
         self._outstanding: dict[K, None] = {}  # sent, and no answer speaks of them yet
@@ -221,13 +225,17 @@ class Sender(Generic[K]):
 
     def _frames(self, entry: _Entry, now: float) -> tuple[Elided | Whole | Tile, ...]:
         frame: Elided | Whole = entry.elided or Whole(entry.packet.raw)
-        if entry.whole:
+        if entry.whole or self._is_due_whole(entry.context, now):
             frame = Whole(entry.packet.raw)
             entry.whole = False
             self._whole_at[entry.context] = now
         data = frame.encode()
         entry.tiles = cut(data, self._frame) if len(data) > self._frame else ()
         return entry.tiles or (frame,)
+
+    def _is_due_whole(self, context: bytes, now: float) -> bool:
+        last = self._whole_at.get(context, float("-inf"))
+        return self._whole_every is not None and now - last >= self._whole_every
 
     def _poll(self, now: float) -> bytes | None:
         """Ask about what was sent: as many of one store as a poll can name."""
@@ -272,6 +280,11 @@ class Sender(Generic[K]):
         if self._waiting and self._outstanding:
             return self._wait_until
         return float("-inf") if self._outstanding else self.custody.next_deadline()
+
+    def urgent_waits(self, now: float) -> bool:
+        """Whether what goes next is urgent."""
+        due = self.custody.due(now, 1)
+        return bool(due) and due[0] in self and self._entries[due[0]].priority >= self._urgent
 
     @property
     def silent(self) -> bool:
@@ -359,6 +372,13 @@ class Sender(Generic[K]):
             self._unanswered = 0
         return result
 
+    def heard(self, now: float) -> None:
+        """A gateway said something else that is authentic: silence ends, and what was sent
+        is asked about."""
+        if self.silent:
+            self._unanswered = 0
+            self._wait_until = now
+
     # --- the link -----------------------------------------------------------------------
 
     def link_up(self, now: float) -> None:
@@ -378,6 +398,9 @@ class Sender(Generic[K]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def __contains__(self, key: K) -> bool:
+        return key in self._entries
 
 
 def _named(answer: Answer) -> set[tuple[bytes, int]]:
