@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 FOLDER = Path("build") / "bench"
@@ -17,23 +17,44 @@ def quantile(values: Sequence[float], share: float) -> float:
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
-def write(
-    name: str, figures: Mapping[str, object], *, limits: Mapping[str, float] | None = None
-) -> None:
-    """Write and print the figures; a limit is an upper bound.
+def flat(figures: Mapping[str, object], above: str = "") -> Iterator[tuple[str, object]]:
+    """(key, figure), nested ones as ``outer.inner``."""
+    for key, value in figures.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{above}{key}.")
+        else:
+            yield above + key, value
 
-    :raises SystemExit: with 1, a figure is over its limit (after everything was written).
+
+def write(
+    name: str,
+    figures: Mapping[str, object],
+    *,
+    limits: Mapping[str, float] | None = None,
+    floors: Mapping[str, float] | None = None,
+) -> None:
+    """Write and print the figures, nested ones by ``outer.inner``.
+
+    :param limits: upper bounds.
+    :param floors: lower bounds; a figure that is ``None`` was not measured, and meets them.
+    :raises SystemExit: with 1, a figure is out of bounds (after everything was written).
     """
     FOLDER.mkdir(parents=True, exist_ok=True)
     machine = f"{platform.machine()}, Python {platform.python_version()}"
     path = FOLDER / f"{name}.json"
     path.write_text(json.dumps({**figures, "machine": machine}, indent=2) + "\n")
-    missed = []
-    for key, value in figures.items():
-        limit = (limits or {}).get(key)
-        print(f"  {key:28} {value}" + (f"  (at most {limit:g})" if limit is not None else ""))
-        if limit is not None and not (isinstance(value, int | float) and value <= limit):
+    found = dict(flat(figures))
+    most, least = limits or {}, floors or {}
+    missed = [key for key in (*most, *least) if key not in found]
+    for key, value in found.items():
+        number = value if isinstance(value, int | float) else None
+        bounds = [f"at most {most[key]:g}"] if key in most else []
+        bounds += [f"at least {least[key]:g}"] if key in least else []
+        print(f"  {key:28} {value}" + (f"  ({', '.join(bounds)})" if bounds else ""))
+        over = key in most and not (number is not None and number <= most[key])
+        under = key in least and value is not None and not (number or 0) >= least[key]
+        if over or under:
             missed.append(key)
     print(f"  → {path}")
     if missed:
-        raise SystemExit(f"over the limit: {', '.join(missed)}")
+        raise SystemExit(f"out of bounds: {', '.join(missed)}")
