@@ -193,7 +193,11 @@ def main() -> None:
             "lxmf": about_theirs,
             "day_airtime_ms": {name: ms and round(ms) for name, ms in middle.items()},
             "outcome_airtime_ms": {name: ms and round(ms / 24, 1) for name, ms in middle.items()},
-            **{f"day_airtime_vs_{n}": (ms := middle[n]) and round(ms / ours, 1) for n in OTHERS},
+            **{
+                f"day_airtime_vs_{name}": ms and round(ms / ours, 1)
+                for name, ms in middle.items()
+                if name != "ours"
+            },
         },
         limits={"single_frame_bytes": 102, "day_frame_bytes_p90": 200},
         floors={"day_airtime_vs_json": 15, "day_airtime_vs_lxmf": 15},
