@@ -8,7 +8,8 @@ are big-endian.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from qis_edge.core.checks import require
@@ -31,7 +32,16 @@ POLL_SPAN = 32
 MAX_PARTS = 8
 TILE_HEAD = 2 + TAG_SIZE
 POLL_SIZE = 12
+NONCE_SIZE = 4
+#: A ping without padding; with it, up to :data:`MAX_FRAME`.
+PING_SIZE = 1 + NONCE_SIZE
+PONG_SIZE = PING_SIZE + 3
+MAX_HOPS = 7
 _ANSWER_HEAD = 5
+#: Quarters of a dB, in one signed byte.
+_MOST_SNR = 127
+_NO_SIGNAL = b"\x80\x00\xff"
+_NO_HOPS = 0xFF
 
 
 class Type(enum.IntEnum):
@@ -48,6 +58,8 @@ class Type(enum.IntEnum):
     MISSING = 8
     UNKNOWN = 9
     BATCH = 10
+    PING = 11
+    PONG = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +192,62 @@ class Batch:
         return bytes((MAGIC | Type.BATCH,)) + _packed(self.messages)
 
 
-Frame = Elided | Whole | Tile | Poll | Answer | Missing | Unknown | Batch
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Does somebody hear this?
+
+    :param nonce: 4 bytes; the pong repeats them.
+    :param padding: so many zeros follow, to try how far long frames reach.
+    """
+
+    nonce: bytes
+    padding: int = 0
+
+    def encode(self) -> bytes:
+        return bytes((MAGIC | Type.PING,)) + self.nonce + bytes(self.padding)
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """How a radio heard a frame.
+
+    :param snr: dB.
+    :param rssi: dBm.
+    :param hops: how often the frame was relayed, and what was heard is the last relay;
+        ``None``: the radio does not know.
+    """
+
+    snr: float
+    rssi: int
+    hops: int | None = None
+
+    def encode(self) -> bytes:
+        """SNR in quarters of a dB and RSSI, each as near as its byte comes, and hops."""
+        if not math.isfinite(self.snr):
+            return _NO_SIGNAL
+        snr = round(min(max(4 * self.snr, -_MOST_SNR), _MOST_SNR))
+        rssi = min(max(-self.rssi, 0), 255)
+        hops = _NO_HOPS if self.hops is None else min(max(self.hops, 0), MAX_HOPS)
+        return bytes((snr & 0xFF, rssi, hops))
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """I do.
+
+    :param nonce: the ping's.
+    :param heard: how the ping was heard; ``None``: nobody knows.
+    """
+
+    nonce: bytes
+    heard: Signal | None = None
+
+    def encode(self) -> bytes:
+        heard = _NO_SIGNAL if self.heard is None else self.heard.encode()
+        return bytes((MAGIC | Type.PONG,)) + self.nonce + heard
+
+
+Frame = Elided | Whole | Tile | Poll | Answer | Missing | Unknown | Batch | Ping | Pong
 
 
 def packed_size(messages: Iterable[bytes]) -> int:
@@ -226,38 +293,33 @@ def decode_cut(data: bytes) -> Elided | Whole:
 
 
 def _decode(data: bytes) -> Frame:
-    kind = data[0] ^ MAGIC
-    if kind in (Type.ELIDED, Type.ELIDED_ASK):
-        _at_least(data, 1 + CONTEXT_SIZE + 1, "elided")
-        return Elided(data[1:3], data[3:], kind == Type.ELIDED_ASK)
-    if kind in (Type.WHOLE, Type.WHOLE_ASK):
-        _at_least(data, 2, "whole")
-        _at_most(data, 1 + MAX_MESSAGE, "whole")
-        return Whole(data[1:], kind == Type.WHOLE_ASK)
-    if kind in (Type.TILE, Type.TILE_ASK):
-        return _tile(data, kind == Type.TILE_ASK)
-    if kind == Type.POLL:
-        return _poll(data)
-    if kind == Type.ANSWER:
-        return _answer(data)
-    if kind == Type.MISSING:
-        _exactly(data, 1 + TAG_SIZE + 2, "missing")
-        return Missing(_part(data, 1, "missing"))
-    if kind == Type.UNKNOWN:
-        _exactly(data, 1 + CONTEXT_SIZE, "unknown")
-        return Unknown(data[1:])
-    if kind == Type.BATCH:
-        _at_least(data, 2, "batch")
-        return Batch(_unpacked(data, 1, "batch"))
-    raise Refused(Reason.MESSAGE, "frame", f"begins with {data[:1].hex()}")
+    read = _READERS.get(data[0] ^ MAGIC)
+    if read is None:
+        raise Refused(Reason.MESSAGE, "frame", f"begins with {data[:1].hex()}")
+    return read(data)
 
 
-def _tile(data: bytes, ask: bool) -> Tile:
+def _elided(data: bytes) -> Elided:
+    _at_least(data, 1 + CONTEXT_SIZE + 1, "elided")
+    return Elided(data[1:3], data[3:], _asks(data))
+
+
+def _whole(data: bytes) -> Whole:
+    _at_least(data, 2, "whole")
+    _at_most(data, 1 + MAX_MESSAGE, "whole")
+    return Whole(data[1:], _asks(data))
+
+
+def _asks(data: bytes) -> bool:
+    return bool(data[0] & 1)
+
+
+def _tile(data: bytes) -> Tile:
     _at_least(data, TILE_HEAD + 1, "tile")
     index, last = data[3] >> 4, data[3] & 0x0F
     if last == 0 or index > last:
         raise Refused(Reason.BOUNDS, "tile.index", f"{index} of 0..{last}")
-    return Tile(data[1:3], index, last, data[TILE_HEAD:], ask)
+    return Tile(data[1:3], index, last, data[TILE_HEAD:], _asks(data))
 
 
 def _poll(data: bytes) -> Poll:
@@ -283,6 +345,45 @@ def _answer(data: bytes) -> Answer:
     starts = range(_ANSWER_HEAD, end, TAG_SIZE + 2)
     parts = tuple(_part(data, at, "answer.parts") for at in starts)
     return Answer(data[1:3], data[3], parts, _unpacked(data, end, "answer.messages"))
+
+
+def _missing(data: bytes) -> Missing:
+    _exactly(data, 1 + TAG_SIZE + 2, "missing")
+    return Missing(_part(data, 1, "missing"))
+
+
+def _unknown(data: bytes) -> Unknown:
+    _exactly(data, 1 + CONTEXT_SIZE, "unknown")
+    return Unknown(data[1:])
+
+
+def _batch(data: bytes) -> Batch:
+    _at_least(data, 2, "batch")
+    return Batch(_unpacked(data, 1, "batch"))
+
+
+def _ping(data: bytes) -> Ping:
+    _at_least(data, PING_SIZE, "ping")
+    if any(data[PING_SIZE:]):
+        raise Refused(Reason.NON_CANONICAL, "ping.padding", "not zero")
+    return Ping(data[1:PING_SIZE], len(data) - PING_SIZE)
+
+
+def _pong(data: bytes) -> Pong:
+    _exactly(data, PONG_SIZE, "pong")
+    return Pong(data[1:PING_SIZE], _signal(data[PING_SIZE:]))
+
+
+def _signal(data: bytes) -> Signal | None:
+    if data == _NO_SIGNAL:
+        return None
+    snr = int.from_bytes(data[:1], signed=True)
+    if snr < -_MOST_SNR:
+        raise Refused(Reason.NON_CANONICAL, "pong.signal", "half known")
+    hops = None if data[2] == _NO_HOPS else data[2]
+    if hops is not None and hops > MAX_HOPS:
+        raise Refused(Reason.BOUNDS, "pong.hops", f"{hops}, at most {MAX_HOPS}")
+    return Signal(snr / 4, -data[1], hops)
 
 
 def _part(data: bytes, at: int, field: str) -> Part:
@@ -320,3 +421,20 @@ def _exactly(data: bytes, size: int, field: str) -> None:
     _at_least(data, size, field)
     if len(data) > size:
         raise Refused(Reason.TRAILING, field)
+
+
+_READERS: Mapping[int, Callable[[bytes], Frame]] = {
+    Type.ELIDED: _elided,
+    Type.ELIDED_ASK: _elided,
+    Type.WHOLE: _whole,
+    Type.WHOLE_ASK: _whole,
+    Type.TILE: _tile,
+    Type.TILE_ASK: _tile,
+    Type.POLL: _poll,
+    Type.ANSWER: _answer,
+    Type.MISSING: _missing,
+    Type.UNKNOWN: _unknown,
+    Type.BATCH: _batch,
+    Type.PING: _ping,
+    Type.PONG: _pong,
+}

@@ -20,10 +20,12 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from qis_edge.core.checks import require
 from qis_edge.core.errors import Reason, Refused, UsageError
+from qis_edge.core.mesh.allowance import Allowance
+from qis_edge.core.mesh.echo import Echo
 from qis_edge.core.mesh.elision import Context, Contexts, restore
 from qis_edge.core.mesh.fragments import Reassembly
 from qis_edge.core.mesh.framing import (
@@ -31,12 +33,16 @@ from qis_edge.core.mesh.framing import (
     MAX_FRAME,
     MAX_PARTS,
     MIN_FRAME,
+    PONG_SIZE,
     Answer,
     Batch,
     Elided,
     Missing,
     Part,
+    Ping,
     Poll,
+    Pong,
+    Signal,
     Tile,
     Unknown,
     Whole,
@@ -100,6 +106,8 @@ class Limits:
         missing; one more every ``unknown_every`` seconds.
     :param answers: frames that may wait to be sent.
     :param gateways: radios remembered as gateways'.
+    :param pongs: pings answered in a row; one more every ``pong_every`` seconds.
+    :param pongs_waiting: pongs that may wait to be sent, the newest of them.
     :param tile_wait: how long to wait for tiles before asking for them, at most
         ``tile_asks`` times.
     """
@@ -121,19 +129,24 @@ class Limits:
     tile_asks: int = 3
     answers: int = 32
     gateways: int = 16
+    pongs: int = 32
+    pong_every: float = 20.0
+    pongs_waiting: int = 4
 
     @classmethod
     def of(cls, airtime: Callable[[int], float], duty_cycle: float = 1.0) -> Limits:
         """With timers from airtime.
 
         :param airtime: seconds of a frame of so many bytes.
-        :param duty_cycle: of those who send tiles: between two they may have to wait.
+        :param duty_cycle: of all here: between two tiles their sender may have to wait,
+            and pongs get at most a quarter of ours.
         """
         longest = airtime(DEFAULT_FRAME)
         return cls(
             tile_wait=5.0 + 4 * longest / duty_cycle,
             unknown_every=5 * longest,
             same_unknown_every=10 * longest,
+            pong_every=4 * airtime(PONG_SIZE) / duty_cycle,
         )
 
 
@@ -145,24 +158,6 @@ class _Radio:
     context: Context
 
 
-@dataclass(slots=True)
-class _Allowance:
-    """How many frames may be said to people whom we cannot check."""
-
-    most: int
-    every: float
-    left: float
-    at: float = field(default=0.0)
-
-    def take(self, now: float) -> bool:
-        self.left = min(self.most, self.left + max(0.0, now - self.at) / self.every)
-        self.at = max(self.at, now)
-        if self.left < 1:
-            return False
-        self.left -= 1
-        return True
-
-
 class Receiver:
     """The machine.
 
@@ -170,6 +165,7 @@ class Receiver:
         ``Refused``.
     :param answers: whether it says anything: a gateway's does, a node's only listens.
     :param frame: bytes that a frame of ours may have.
+    :param echo: whether it answers pings even if it answers nothing else.
     """
 
     def __init__(
@@ -179,6 +175,7 @@ class Receiver:
         answers: bool,
         frame: int = DEFAULT_FRAME,
         limits: Limits | None = None,
+        echo: bool = False,
     ) -> None:
         require(MIN_FRAME <= frame <= MAX_FRAME, "frame", f"must be {MIN_FRAME}..{MAX_FRAME}")
         self._verify = verify
@@ -195,16 +192,21 @@ class Receiver:
         self._waiting: deque[tuple[int, Elided]] = deque()
         self._seen: OrderedDict[bytes, float] = OrderedDict()
         self._pending: OrderedDict[tuple[bytes, bytes], dict[int, None]] = OrderedDict()
-        self._allowed = _Allowance(limits.unknowns, limits.unknown_every, limits.unknowns)
+        self._allowed = Allowance(limits.unknowns, limits.unknown_every)
         self._said_unknown: OrderedDict[bytes, float] = OrderedDict()
         self._out: deque[tuple[bytes, bytes]] = deque()  # with what each is about
+        self._echoes = answers or echo
+        self._echo = Echo(limits.pongs, limits.pong_every, limits.pongs_waiting)
 
     # --- in -----------------------------------------------------------------------------
 
-    def take(self, radio: int, data: bytes, now: float) -> list[Event]:
+    def take(
+        self, radio: int, data: bytes, now: float, signal: Signal | None = None
+    ) -> list[Event]:
         """A frame came in.
 
         :param radio: the number that it names as its sender's.
+        :param signal: how it was heard, if the radio told.
         :raises Refused: it, or what it completes, is not acceptable; nothing else happened.
         """
         frame = decode(data)
@@ -214,6 +216,10 @@ class Receiver:
             return self._content(radio, frame, now)
         if isinstance(frame, Poll):
             return self._polled(radio, frame, now)
+        if isinstance(frame, Ping | Pong):
+            if isinstance(frame, Ping) and self._echoes:
+                self._echo.take(frame, signal, now)
+            return []
         events: list[Event] = []
         if isinstance(frame, Answer | Batch):
             events += [Message(message, radio) for message in frame.messages]
@@ -439,6 +445,8 @@ class Receiver:
         """The next frame to send, or ``None``."""
         if self._out:
             return self._out.popleft()[1]
+        if (pong := self._echo.next()) is not None:
+            return pong
         part = self._overdue(now)
         return Missing(part).encode() if part is not None else None
 
@@ -450,7 +458,7 @@ class Receiver:
 
     def next_deadline(self) -> float | None:
         """When :meth:`next` may next have something, if nothing comes in."""
-        if self._out:
+        if self._out or self._echo:
             return float("-inf")
         limits = self.limits
         return self._tiles.next_overdue(limits.tile_wait, limits.tile_asks, self._wants_tiles_of)

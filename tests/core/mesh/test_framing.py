@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -12,14 +14,19 @@ from hypothesis import strategies as st
 from qis_edge.core.errors import Reason, Refused, UsageError
 from qis_edge.core.mesh.framing import (
     MAX_FRAME,
+    PING_SIZE,
     POLL_SIZE,
+    PONG_SIZE,
     Answer,
     Batch,
     Elided,
     Frame,
     Missing,
     Part,
+    Ping,
     Poll,
+    Pong,
+    Signal,
     Tile,
     Unknown,
     Whole,
@@ -33,6 +40,13 @@ PAGE = Path("docs") / "mesh.md"
 
 two = st.binary(min_size=2, max_size=2)
 parts = st.builds(Part, two, st.integers(1, 0xFFFF))
+nonces = st.binary(min_size=4, max_size=4)
+signals = st.builds(
+    Signal,
+    st.integers(-127, 127).map(lambda quarters: quarters / 4),
+    st.integers(-255, 0),
+    st.none() | st.integers(0, 7),
+)
 messages = st.lists(st.binary(min_size=1, max_size=60), max_size=3).map(tuple)
 
 
@@ -59,6 +73,8 @@ frames = st.one_of(
     st.builds(Missing, parts),
     st.builds(Unknown, two),
     st.builds(Batch, messages.filter(len)),
+    st.builds(Ping, nonces, st.integers(0, MAX_FRAME - PING_SIZE)),
+    st.builds(Pong, nonces, st.none() | signals),
 )
 
 
@@ -99,7 +115,7 @@ def test_a_cut_or_changed_frame_is_another_frame_or_refused(
         ("", Reason.TRUNCATED, "frame"),
         ("00" * 232, Reason.OVERSIZED, "frame"),
         ("a0aabb01", Reason.MESSAGE, "frame"),
-        ("bb", Reason.MESSAGE, "frame"),
+        ("bd", Reason.MESSAGE, "frame"),
         ("bf0102", Reason.MESSAGE, "frame"),
         ("b0aabb", Reason.TRUNCATED, "elided"),
         ("b2", Reason.TRUNCATED, "whole"),
@@ -122,6 +138,12 @@ def test_a_cut_or_changed_frame_is_another_frame_or_refused(
         ("b9aabbcc", Reason.TRAILING, "unknown"),
         ("ba", Reason.TRUNCATED, "batch"),
         ("ba00", Reason.BOUNDS, "batch"),
+        ("bb010203", Reason.TRUNCATED, "ping"),
+        ("bb010203040001", Reason.NON_CANONICAL, "ping.padding"),
+        ("bc01020304e379", Reason.TRUNCATED, "pong"),
+        ("bc01020304e3790000", Reason.TRAILING, "pong"),
+        ("bc01020304e37908", Reason.BOUNDS, "pong.hops"),
+        ("bc0102030480ff00", Reason.NON_CANONICAL, "pong.signal"),
     ],
 )
 def test_refused_by_name(text: str, reason: Reason, field: str) -> None:
@@ -150,6 +172,25 @@ def test_a_message_past_a_frame_cannot_be_batched() -> None:
         Batch((b"x" * 256,)).encode()
 
 
+@given(st.floats(), st.integers(), st.none() | st.integers())
+def test_any_signal_is_said_as_near_as_it_can_be(snr: float, rssi: int, hops: int | None) -> None:
+    pong = decode(Pong(b"abcd", Signal(snr, rssi, hops)).encode())
+    assert isinstance(pong, Pong)
+    if not math.isfinite(snr):
+        assert pong.heard is None
+        return
+    assert pong.heard is not None
+    assert pong.heard.snr == pytest.approx(min(max(snr, -31.75), 31.75), abs=0.125)
+    assert pong.heard.rssi == min(max(rssi, -255), 0)
+    assert pong.heard.hops == (None if hops is None else min(max(hops, 0), 7))
+
+
+def test_pings_are_as_long_as_one_likes_and_pongs_short() -> None:
+    assert len(Ping(b"abcd").encode()) == PING_SIZE == 5
+    assert len(Ping(b"abcd", 195).encode()) == 200
+    assert len(Pong(b"abcd").encode()) == len(Pong(b"abcd", Signal(0.0, 0)).encode()) == PONG_SIZE
+
+
 def test_an_answer_fills_its_room_exactly() -> None:
     room = answer_room(200, 2)
     message = b"m" * (room - 1)
@@ -167,4 +208,4 @@ def test_the_examples_of_the_page_are_frames() -> None:
         frame = decode(data)
         assert frame.encode() == data
         kinds.add(type(frame))
-    assert kinds == {Elided, Whole, Tile, Poll, Answer, Missing, Unknown, Batch}
+    assert kinds == set(get_args(Frame))
