@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHON
 
 .NOTPARALLEL:
-.PHONY: help demo test lint types layers pytest bench deps setup setup-dev clean
+.PHONY: help demo test lint types layers pytest hil bench deps setup setup-dev clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
@@ -18,7 +18,8 @@ help: ## show this
 demo: setup ## the whole loop on real weather readings, in about a minute
 	@$(PY) -m gateway.demo
 
-test: lint layers types pytest ## everything that is checked, checked
+test: HIL := --emulated
+test: lint layers types pytest hil ## everything that is checked, checked
 
 lint: setup-dev ## style (ruff)
 	@$(PY) -m ruff check --quiet

@@ -1,0 +1,1 @@
+"""Hardware in the loop: one suite of tests for real radios and lines, or emulated ones."""
