@@ -10,17 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qis_edge.core.errors import UsageError
+from qis_edge.core.mesh.framing import DEFAULT_FRAME, MAX_FRAME, MIN_FRAME
+from qis_edge.links.mesh_settings import MeshSettings
 from qis_edge.links.mqtt_settings import PROTOCOLS, MqttSettings
 from qis_edge.schema import (
     Choice,
     Duration,
     File,
     Flag,
+    ListOf,
+    Number,
     Table,
     Text,
     Url,
     Where,
     setting,
+    whole,
 )
 
 BROKER = Url("mqtt", "mqtts", what="a URL like mqtt://localhost or mqtts://broker.example:8883")
@@ -130,11 +135,121 @@ class MqttConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MeshtasticConfig:
+    """A Meshtastic radio. ``qis-edge radio configure`` sets it up, ``qis-edge radio ping``
+    tries a place."""
+
+    radio: str = setting(
+        Text(what="a port, part of a name in /dev/serial/by-id, auto or tcp:HOST[:PORT]", most=300),
+        "auto",
+        "Where the radio is: ``auto``, a port, part of its name in ``/dev/serial/by-id``, or "
+        "``tcp:HOST[:PORT]``. ``auto`` takes the only one that there is.",
+        example="/dev/ttyUSB0",
+    )
+    channel: int = setting(
+        whole(0, 7), 0, "The radio's channel that the fleet uses, by its index.", example=1
+    )
+    frame: int = setting(
+        whole(MIN_FRAME, MAX_FRAME),
+        DEFAULT_FRAME,
+        "The most bytes that a frame of ours has. Longer frames carry more, and are lost more "
+        "often.",
+    )
+    relays: int = setting(
+        whole(0, 7),
+        0,
+        "Radios between a node and its gateway that pass frames on: how much longer an answer "
+        "takes.",
+    )
+    hop_limit: int | None = setting(
+        whole(0, 7),
+        None,
+        "How often a frame may be passed on. What the radio is set to, unless given.",
+        example=3,
+    )
+    duty_cycle: float | None = setting(
+        Number(0.001, 1),
+        None,
+        "The share of each hour that this radio may send, of which nine tenths are used. What "
+        "the radio's region allows, unless given; less where others must be heard too.",
+        example=0.1,
+    )
+    rate: float = setting(
+        Number(0.1, 10_000),
+        1,
+        "How many times as fast as real time the radio runs: an emulated one, for rehearsals.",
+        example=20,
+    )
+
+    def settings(self) -> MeshSettings:
+        """What the link takes."""
+        return MeshSettings(
+            radio=self.radio,
+            channel=self.channel,
+            frame=self.frame,
+            relays=self.relays,
+            hop_limit=self.hop_limit,
+            duty_cycle=self.duty_cycle,
+            rate=self.rate,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SerialConfig:
+    """A serial line: radio modems in transparent mode, RS-485, a cable."""
+
+    port: str = setting(
+        Text(what="a port, or part of a name in /dev/serial/by-id", most=300),
+        doc="The port, or part of its name in ``/dev/serial/by-id``.",
+        example="/dev/ttyUSB1",
+    )
+    baud: int = setting(whole(300, 4_000_000), 115_200, "Bits a second, the same at both ends.")
+
+
+#: As ``prefer`` names them, the cheapest first.
+LINKS = ("mqtt", "serial", "meshtastic")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LinksConfig:
     """The ways to the other side.
 
     Without a table for any, MQTT is used: a node goes to the broker that the fleet file
-    names, a gateway to its embedded one.
+    names, a gateway to its embedded one. A node with several uses one at a time: the first
+    of ``prefer`` that is up and answered. A gateway uses all at once.
     """
 
     mqtt: MqttConfig | None = setting(Table(MqttConfig), None, "Over an MQTT broker.")
+    serial: SerialConfig | None = setting(Table(SerialConfig), None, "Over a serial line.")
+    meshtastic: MeshtasticConfig | None = setting(
+        Table(MeshtasticConfig), None, "Over a mesh of LoRa radios."
+    )
+    prefer: tuple[str, ...] = setting(
+        ListOf(Choice(*LINKS), least=1, most=len(LINKS)),
+        list(LINKS),
+        "Which link a node uses where several are up. Those that are not named come last.",
+    )
+    after: float = setting(
+        Duration("0s", "1d"),
+        "30s",
+        "How long the link in use may be down before a node goes on over another. One that is "
+        "up, but where no gateway answers, is given up as soon as that is certain.",
+    )
+    settle: float = setting(
+        Duration("0s", "1d"),
+        "1min",
+        "How long a preferred link must have been up before a node goes back to it.",
+    )
+
+    @property
+    def names(self) -> list[str]:
+        """Those that there are, in the order of preference."""
+        order = dict.fromkeys((*self.prefer, *LINKS))
+        found = [name for name in order if getattr(self, name) is not None]
+        return found or ["mqtt"]
+
+    def check(self, where: Where) -> None:
+        """What does not go together."""
+        for index, name in enumerate(self.prefer):
+            if name in self.prefer[:index]:
+                (where / "prefer" / index).wrong("is there twice")

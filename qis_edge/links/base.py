@@ -140,18 +140,35 @@ class Link(Protocol):
     """
 
     name: str
-    #: Where it leads, for people: no password in it.
-    url: str
     #: Largest message in bytes that it carries (512 unless the medium says less).
     mtu: int
-    #: Largest packet that it carries well: longer ones cost much more (on a mesh: what one
-    #: radio frame takes).
-    fits: int
-    #: How often a node speaks of its own accord here.
-    cadence: Cadence
-    #: Everybody hears everything (a radio): much of what comes in is meant for others.
-    shared: bool
-    stats: LinkStats
+
+    @property
+    def url(self) -> str:
+        """Where it leads, for people: no password in it."""
+        ...
+
+    @property
+    def fits(self) -> int:
+        """Largest packet that it carries well: longer ones cost much more (on a mesh: what
+        one radio frame takes)."""
+        ...
+
+    @property
+    def cadence(self) -> Cadence:
+        """How often a node speaks of its own accord here."""
+        ...
+
+    @property
+    def shared(self) -> bool:
+        """Whether everybody hears everything (a radio): much of what comes in is meant for
+        others."""
+        ...
+
+    @property
+    def stats(self) -> LinkStats:
+        """What it did since it was made."""
+        ...
 
     @property
     def up(self) -> bool:

@@ -15,16 +15,15 @@ import random
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from qis_edge.core import airtime
-from qis_edge.core.checks import require
 from qis_edge.core.custody import Answered, Custody
 from qis_edge.core.errors import DoesNotFit, LinkError, Reason, Refused, UsageError
 from qis_edge.core.mesh.elision import Context
-from qis_edge.core.mesh.framing import DEFAULT_FRAME, MAX_FRAME, MIN_FRAME, Missing, Unknown
 from qis_edge.core.mesh.framing import Answer as AnswerFrame
+from qis_edge.core.mesh.framing import Missing, Unknown
 from qis_edge.core.mesh.receiver import Asked, Limits, Message, Receiver
 from qis_edge.core.mesh.repeats import Repeats
 from qis_edge.core.mesh.sender import Sender, Timing
@@ -39,6 +38,7 @@ from qis_edge.links.base import (
     Received,
     Role,
 )
+from qis_edge.links.mesh_settings import MeshSettings
 from qis_edge.links.meshtastic_client import MeshtasticClient
 from qis_edge.links.meshtastic_session import (
     PRIVATE_APP,
@@ -52,6 +52,8 @@ from qis_edge.links.meshtastic_session import (
 from qis_edge.links.outage import Outage
 from qis_edge.links.wake import Wake
 from qis_edge.links.ways import Key
+
+__all__ = ["MeshLink", "MeshSettings", "MeshWay"]
 
 log = logging.getLogger(__name__)
 
@@ -77,35 +79,6 @@ _LASTING = {
     meshtastic_session.Reason.NO_KEY: None,
     meshtastic_session.Reason.OTHER: None,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class MeshSettings:
-    """What a mesh link needs to know.
-
-    :param radio: ``auto``, a port, part of a name in ``/dev/serial/by-id``, or
-        ``tcp:HOST[:PORT]``.
-    :param channel: index of the radio's channel.
-    :param frame: bytes that our frames have at most.
-    :param relays: radios between a node and its gateway that pass frames on.
-    :param duty_cycle: 0..1 in the place of the region's.
-    :param hop_limit: the radio's own, unless given.
-    :param rate: how many times as fast as real time an emulated radio runs.
-    """
-
-    radio: str = "auto"
-    channel: int = 0
-    frame: int = DEFAULT_FRAME
-    relays: int = 0
-    duty_cycle: float | None = None
-    hop_limit: int | None = None
-    rate: float = 1.0
-
-    def __post_init__(self) -> None:
-        require(0 <= self.channel <= 7, "channel", "must be 0..7")
-        require(MIN_FRAME <= self.frame <= MAX_FRAME, "frame", f"must be {MIN_FRAME}..{MAX_FRAME}")
-        require(self.relays >= 0, "relays", "must be 0 or more")
-        require(self.rate > 0, "rate", "must be more than 0")
 
 
 class MeshLink:
@@ -352,9 +325,14 @@ class MeshLink:
         self._way = MeshWay(self, copies, self._poked.notify)
         return self._way
 
+    @property
+    def busy(self) -> bool:
+        """See :class:`qis_edge.links.ways.Carrier`."""
+        return len(self._bulk) > 0
+
     def announce(self, raw: bytes) -> bool:
         """See :class:`qis_edge.links.ways.Carrier`."""
-        if not self.up or len(self._bulk):
+        if not self.up or self.busy:
             return False
         self._broadcast(raw, again=False)
         self._poked.notify()

@@ -11,11 +11,13 @@ import logging
 import random
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 from qis_edge.core.custody import BROKER, Answered, Custody
 from qis_edge.core.errors import LinkError, Reason
 from qis_edge.core.pacing import Pace
+from qis_edge.core.packet import Packet
 from qis_edge.links.base import UP, Link
 
 log = logging.getLogger(__name__)
@@ -96,6 +98,16 @@ class Carrier(Link, Protocol):
         """
         ...
 
+    @property
+    def busy(self) -> bool:
+        """Whether what was announced before has not gone out yet."""
+        ...
+
+    def learn(self, packet: Packet) -> None:
+        """This packet of a peer was verified elsewhere: its like can be put together from
+        what is heard of them from now on."""
+        ...
+
     def announce(self, raw: bytes) -> bool:
         """Tell peers who listen a packet that nobody takes custody of now; whether there
         was room for it. It is ours, and signed."""
@@ -109,7 +121,7 @@ def make_way(link: Link, copies: int, window: int) -> Way:
     """
     if isinstance(link, Carrier):
         return link.make_way(copies)
-    return PlainWay(link, Pace(window=window, urgent=BROKER.urgent), copies)
+    return PlainWay(link, replace(BROKER, window=window), copies)
 
 
 class PlainWay:

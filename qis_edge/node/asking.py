@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 
 #: Packets that one answer to a request may bring.
 REQUEST_LIMIT = 500
-#: Seconds to wait for the position that ends an answer: the first time, and the longest.
-PATIENCE, LONGEST_PATIENCE = 30.0, 600.0
+#: Hellos without a greeting after which nobody seems to be there.
+HELLOS = 5
 #: Seconds that a position waits at most for the credentials of packets before it.
 CREDENTIALS_PATIENCE = 90.0
 #: Seconds until something that the link or the disk did not take is tried again.
@@ -57,7 +57,7 @@ class _Request:
     """
 
     due: float | None
-    patience: float = PATIENCE
+    patience: float
     scope: bytes | None = None
     losses: int = 0
     position: Position | None = None
@@ -68,6 +68,7 @@ class Asking:
     """The asking half of a node, for one link.
 
     :param silent: whether nobody answers our packets.
+    :param ungreeted: is told that nobody answers our hellos.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Asking:
         clock: Timekeeper,
         *,
         silent: Callable[[], bool],
+        ungreeted: Callable[[], None] = lambda: None,
     ) -> None:
         self._link = link
         self._identity = identity
@@ -90,6 +92,7 @@ class Asking:
         self._disk = disk
         self._clock = clock
         self._silent = silent
+        self._ungreeted = ungreeted
         self._interests: Interests = ()
         self._requests: dict[bytes, _Request] = {}
         self._poked = asyncio.Event()
@@ -128,9 +131,9 @@ class Asking:
         """
         known = self._requests.get(kid)
         if known is None or anew:
-            known = self._requests[kid] = _Request(None)
+            known = self._requests[kid] = _Request(None, self._link.cadence.patience)
         if known.scope is None:
-            known.due, known.patience = 0.0, PATIENCE
+            known.due, known.patience = 0.0, self._link.cadence.patience
         self.poke()
 
     def forget(self, kid: bytes) -> None:
@@ -165,7 +168,7 @@ class Asking:
         except StoreError:
             known.due = time.monotonic() + known.patience
             raise
-        known.patience = PATIENCE
+        known.patience = self._link.cadence.patience
         if again:
             self.request(kid)
 
@@ -185,6 +188,7 @@ class Asking:
             try:
                 if self._link.up and connects != self._link.stats.connects:
                     connects = self._link.stats.connects
+                    self._gateways.cadence = self._link.cadence
                     self._gateways.hello_soon()
                     self._requests.clear()  # what was under way is lost
                     await self._listen()
@@ -210,6 +214,8 @@ class Asking:
         if self._silent():
             self._gateways.doubt(now)
         if now >= self._gateways.hello_at:
+            if self._gateways.unanswered >= HELLOS:
+                self._ungreeted()
             await self.send(self._gateways.hello(now, os.urandom(NONCE_SIZE)))
         if question := self._membership.question(now):
             await self.send(question)
@@ -239,7 +245,7 @@ class Asking:
             return
         known.scope, known.losses = scope, self.losses
         known.due = now + known.patience
-        known.patience = min(2 * known.patience, LONGEST_PATIENCE)
+        known.patience = min(2 * known.patience, self._link.cadence.longest_patience)
 
     async def send(self, frame: bytes) -> bool:
         """Send if the link takes it now; whatever this is, it is said again in time."""

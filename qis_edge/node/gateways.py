@@ -16,15 +16,12 @@ from qis_edge.core.errors import Reason, Refused
 from qis_edge.core.identity import Identity
 from qis_edge.core.messages import NONCE_SIZE, Greeting, Hello, Position
 from qis_edge.core.receipt import MacKeys, mac_keys
+from qis_edge.links.base import BROKER_CADENCE
 
 log = logging.getLogger(__name__)
 
 #: Hellos whose greeting may still come.
 _NONCES = 8
-#: Seconds between hellos: to begin with, at most while nobody greets, and after that.
-FIRST_HELLO = 1.0
-LONGEST_UNGREETED = 60.0
-GREETED = 600.0
 #: Seconds between doubts that are acted upon.
 DOUBTS_EVERY = 30.0
 
@@ -51,10 +48,14 @@ class Gateways:
         self._trust = trust
         self._known: dict[bytes, Gateway] = {}
         self._nonces: list[tuple[bytes, float]] = []  # with when they were said
-        self._said_at = self._doubted_at = -LONGEST_UNGREETED
+        #: Of the link in use.
+        self.cadence = BROKER_CADENCE
+        #: Hellos since somebody greeted, or since the link came up.
+        self.unanswered = 0
+        self._said_at = self._doubted_at = float("-inf")
         self._hello_at = 0.0
         self._wanted = True  # whatever was answered meanwhile
-        self._delay = FIRST_HELLO
+        self._delay = self.cadence.hello
 
     # - who is known
 
@@ -108,7 +109,8 @@ class Gateways:
         """Something changed (a link came up, a credential arrived): say hello at once."""
         self._hello_at = 0.0
         self._wanted = True
-        self._delay = FIRST_HELLO
+        self.unanswered = 0
+        self._delay = self.cadence.hello
 
     def doubt(self, monotonic: float) -> None:
         """Nobody answers, or an answer cannot be checked: a gateway may have begun anew. Say
@@ -129,7 +131,8 @@ class Gateways:
         self._said_at = monotonic
         self._wanted = False
         self._hello_at = monotonic + self._delay
-        self._delay = min(self._delay * 2, LONGEST_UNGREETED)
+        self._delay = min(self._delay * 2, self.cadence.ungreeted)
+        self.unanswered += 1
         return Hello(self._identity.kid, nonce, self._trust.revocation_number).encode()
 
     def greet(
@@ -148,8 +151,10 @@ class Gateways:
             except Refused:
                 continue
             known.greeted = monotonic
+            self.unanswered = 0
             if settled and not self._wanted:
-                self._hello_at, self._delay = monotonic + GREETED, FIRST_HELLO
+                self._hello_at = monotonic + self.cadence.greeted
+                self._delay = self.cadence.hello
             return known, monotonic - said_at
         raise Refused(Reason.REPLAYED, "greeting.nonce", "no hello of ours waits for it")
 

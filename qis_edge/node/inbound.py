@@ -31,6 +31,8 @@ from qis_edge.core.packet import MAX_PACKET, Packet, unpack
 from qis_edge.core.receipt import ReceiptMessage
 from qis_edge.links.base import Link, Received
 from qis_edge.links.batches import Batches
+from qis_edge.links.switch import Switch
+from qis_edge.links.ways import Carrier
 from qis_edge.node.asking import Asking
 from qis_edge.node.gateways import Gateway, Gateways
 from qis_edge.node.membership import Membership, is_ours
@@ -46,6 +48,8 @@ BATCH = 64
 #: A packet dated further ahead of us than this many seconds is not believed; and clocks
 #: that differ by more are worth a warning.
 FUTURE_TOLERANCE = 600
+#: What is wrong with messages to and of others, as they are overheard on a radio.
+MEANT_FOR_OTHERS = frozenset({Reason.MAC, Reason.REPLAYED, Reason.SCOPE})
 #: Seconds between hellos that strangers' questions bring about.
 HELLO_EVERY = 30.0
 
@@ -71,6 +75,8 @@ class Inbound:
         heard: Callable[[Sequence[Packet]], None],
     ) -> None:
         self._link = link
+        self._links = link.links if isinstance(link, Switch) else (link,)
+        self._shared = any(one.shared for one in self._links)
         self._uplink = uplink
         self._asking = asking
         self._identity = identity
@@ -114,14 +120,21 @@ class Inbound:
                         before, packets = packets, []
                         await self._take_packets(before)
                     await self._handle(message)
+                    if isinstance(message, Greeting | Position):
+                        self._answered(received)
             except Refused as refusal:
-                self._count(refusal)
+                if not (self._shared and refusal.reason in MEANT_FOR_OTHERS):
+                    self._count(refusal)
             except StoreCorrupt:
                 raise
             except StoreError:  # said already, and who said this will say it again
                 self.refused["store"] += 1
         await self._take_packets(packets)
         await self._take_receipts(receipts)
+
+    def _answered(self, received: Received) -> None:
+        if isinstance(self._link, Switch):
+            self._link.answered(received)
 
     def _count(self, refusal: Refused) -> None:
         self.refused[refusal.reason.label] += 1
@@ -175,11 +188,18 @@ class Inbound:
             self._asking.losses += 1
             self.refused["store"] += len(known)
             return
+        self._learn(new)
         self._tell(new)
         self.heard += len(new)
         self.repeated += len(known) - len(new) - len(refused)
         for unacceptable in refused:
             self._count(unacceptable)
+
+    def _learn(self, new: Sequence[Packet]) -> None:
+        for link in self._links:
+            if isinstance(link, Carrier):
+                for packet in new:
+                    link.learn(packet)
 
     def _verify_and_keep(
         self, known: Sequence[tuple[bytes, PublicKey]]
@@ -220,8 +240,7 @@ class Inbound:
             await self.settle_time()
         self._compare_clocks(greeting, gateway)
         anew = await self._new_epoch(gateway, greeting)
-        self._uplink.custody.heard(monotonic, gateway.kid)
-        self._uplink.poke()
+        self._uplink.heard(gateway.kid)
         self._asking.request(gateway.kid, anew=anew)
         ours = self._membership.revocation
         if ours is not None and greeting.revocation < ours.number:

@@ -13,18 +13,17 @@ import contextlib
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from qis_edge.config import NodeConfig
 from qis_edge.control import ControlServer
 from qis_edge.core.credential import TrustStore
-from qis_edge.core.custody import BROKER
 from qis_edge.core.errors import QisError, Refused, StoreCorrupt, StoreError
+from qis_edge.core.packet import Packet, unpack
 from qis_edge.keys import FleetFile, read_key
-from qis_edge.link_config import MqttConfig
 from qis_edge.links.base import Link, Role, link_status
-from qis_edge.links.mqtt import MqttLink
+from qis_edge.links.making import make_links
+from qis_edge.links.switch import Switch
 from qis_edge.logs import set_up_logging
 from qis_edge.node.asking import Asking
 from qis_edge.node.estimating import Estimating
@@ -78,7 +77,7 @@ class Node:
             self.trust = TrustStore(self.fleet.root)
             for refusal in self.trust.restore(self.inbox.trust(), self.clock.known):
                 log.info("a credential that was kept is good no more: %s", refusal)
-            self.link = link or self._mqtt()
+            self.link = link or self._links()
             self._assemble()
             opened.pop_all()  # from here on it is run() that closes them
 
@@ -92,9 +91,27 @@ class Node:
             clock.learn(offset + boot_seconds(), uncertainty)
         return clock
 
-    def _mqtt(self) -> Link:
-        settings = (self.config.links.mqtt or MqttConfig()).settings(self.fleet.mqtt_url)
-        return MqttLink(settings, Role.NODE, self.fleet.site, self.identity.kid)
+    def _links(self) -> Link:
+        config = self.config.links
+        made = make_links(
+            config,
+            Role.NODE,
+            self.fleet.site,
+            self.identity.kid,
+            broker=self.fleet.mqtt_url,
+            verify=self._verify,
+        )
+        if len(made) == 1:
+            return made[0]
+        return Switch(made, after=config.after, settle=config.settle)
+
+    def _verify(self, raw: bytes) -> Packet:
+        """A peer's packet, as it is heard on the air. :raises Refused: it is not good."""
+        return unpack(raw, lambda kid: self.membership.key(kid, self.clock.known))
+
+    def _silent(self) -> None:
+        if isinstance(self.link, Switch):
+            self.link.silent()
 
     def _assemble(self) -> None:
         config = self.config
@@ -110,8 +127,9 @@ class Node:
             self.gateways,
             self.domain,
             self.clock,
-            pace=replace(BROKER, window=config.custody.window),
+            window=config.custody.window,
             copies=config.custody.copies,
+            silent=self._silent,
         )
         self.estimating = Estimating(
             config, self.domain, self.inbox, self.disk, self.clock, self.identity.kid
@@ -124,7 +142,8 @@ class Node:
             self.inbox,
             self.disk,
             self.clock,
-            silent=lambda: self.uplink.custody.silent,
+            silent=lambda: self.uplink.silent,
+            ungreeted=self._silent,
         )
         self.inbound = Inbound(
             self.link,
@@ -211,6 +230,14 @@ class Node:
 
     # - looking in
 
+    @property
+    def _all_links(self) -> tuple[Link, ...]:
+        return self.link.links if isinstance(self.link, Switch) else (self.link,)
+
+    @property
+    def _used(self) -> Link:
+        return self.link.current if isinstance(self.link, Switch) else self.link
+
     async def enroll(self, _: Mapping[str, Any]) -> dict[str, Any]:
         """Ask to join (again), and say where that stands."""
         enrolled = self.membership.enrolled(self.clock.known)
@@ -245,7 +272,7 @@ class Node:
         """What ``qis-edge status`` shows of a running node. Times in unix seconds."""
         outbox = await self.disk(self.outbox.stats)
         inbox = await self.disk(self.inbox.stats)
-        sent = self.uplink.custody.counters
+        sent = self.uplink.counters
         credential = self.membership.credential
         return {
             "name": self.config.node.name,
@@ -258,7 +285,7 @@ class Node:
             "enrolled": self.membership.enrolled(self.clock.known),
             "expires": credential.expires if credential else None,
             "address": self.sensing.address.hex() if self.sensing.address else None,
-            "link": link_status(self.link),
+            "links": [{**link_status(one), "used": one is self._used} for one in self._all_links],
             "gateways": [
                 {
                     "kid": known.kid.hex(),

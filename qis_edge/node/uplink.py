@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from qis_edge.core import receipt as receipts
-from qis_edge.core.custody import Custody, Pace
-from qis_edge.core.errors import LinkError, Reason, Refused, StoreCorrupt, StoreError
+from qis_edge.core.custody import Counters, Custody
+from qis_edge.core.errors import Reason, Refused, StoreCorrupt, StoreError
 from qis_edge.core.identity import Identity
 from qis_edge.core.receipt import ReceiptMessage
 from qis_edge.core.rows import Template
-from qis_edge.links.base import UP, Link
+from qis_edge.links.base import Link
+from qis_edge.links.switch import Switch
+from qis_edge.links.ways import Carrier, Key, Way, make_way
 from qis_edge.node.gateways import Gateway, Gateways
 from qis_edge.node.timekeeping import Timekeeper
 from qis_edge.store.forms import Answer, Queued, Settled
@@ -30,18 +31,18 @@ log = logging.getLogger(__name__)
 
 #: Packets that are made in one commit.
 AT_ONCE = 16
-#: Seconds until something that the link or the disk did not take is tried again.
+#: Seconds until something that the disk did not take is tried again.
 AGAIN = 1.0
-
-#: (store, sequence)
-Key = tuple[bytes, int]
+#: Seconds between looks whether there is something new to tell peers.
+ANNOUNCE = 1.0
 
 
 class Uplink:
-    """Sends what waits, over one link.
+    """Sends what waits, over one link, or over the one of several that is in use.
 
-    :param pace: of the link.
+    :param window: packets under way at most, where the link has no idea of its own.
     :param copies: how many gateways must hold a packet.
+    :param silent: is told that nobody answers over the link in use.
     """
 
     def __init__(
@@ -54,18 +55,23 @@ class Uplink:
         domain: Template,
         clock: Timekeeper,
         *,
-        pace: Pace,
+        window: int,
         copies: int,
+        silent: Callable[[], None] = lambda: None,
     ) -> None:
         self.link = link
-        self.custody: Custody[Key] = Custody(random.random, pace=pace, copies=copies)
+        links = link.links if isinstance(link, Switch) else (link,)
+        self._ways = {id(one): make_way(one, copies, window) for one in links}
+        self.way = self._ways[id(links[0])]
+        self._shared = any(one.shared for one in links)
         self.outbox = outbox
         self._disk = disk
         self._identity = identity
         self._gateways = gateways
         self._domain = domain
         self._clock = clock
-        self._raw: dict[Key, bytes] = {}
+        self._tell_silent = silent
+        self._offered: set[Key] = set()  # to the way in use
         self._connects = 0
         self._poked = asyncio.Event()
         # The outbox is looked through for packets that were not offered here yet, page by
@@ -89,8 +95,32 @@ class Uplink:
 
     def lost(self, gateway: bytes) -> None:
         """What this gateway held counts no more; the outbox knows."""
-        self.custody.forget_gateway(gateway, time.monotonic())
+        self.way.lost(gateway)
         self.start_over()
+
+    def heard(self, gateway: bytes) -> None:
+        """A gateway said something authentic."""
+        self.way.heard(gateway)
+        self.poke()
+
+    @property
+    def custody(self) -> Custody[Key]:
+        """Of the link in use."""
+        return self.way.custody
+
+    @property
+    def silent(self) -> bool:
+        """Whether nobody answers."""
+        return self.way.silent
+
+    @property
+    def counters(self) -> Counters:
+        """Of all ways together."""
+        total = Counters()
+        for way in self._ways.values():
+            for name in Counters.__dataclass_fields__:
+                setattr(total, name, getattr(total, name) + getattr(way.custody.counters, name))
+        return total
 
     # - sending
 
@@ -110,32 +140,50 @@ class Uplink:
 
     async def _step(self) -> float | None:
         """Send what can be sent now. When to go on, if nothing happens: monotonic seconds."""
-        now = time.monotonic()
-        if not self.link.up or not self._gateways.greeted(self._clock.known):
-            # Without a gateway there is nobody whose receipt we could check.
-            self.custody.link_down(now)
+        link, way = self._in_use()
+        if not link.up:
+            way.shut()
             return None
+        if not self._gateways.greeted(self._clock.known):
+            # Without a gateway there is nobody whose receipt we could check.
+            way.shut()
+            return await self._announce(link)
         if self._connects != self.link.stats.connects:  # it was down meanwhile
             self._connects = self.link.stats.connects
-            self.custody.link_down(now)
-        self.custody.link_up(now)
+            way.reopen()
+        way.open()
         refilled = await self._refill()
-        due = self.custody.due(time.monotonic(), self.link.room)
-        for key in due:
-            raw = self._raw.get(key)
-            if raw is None:  # answered while the outbox was being looked through
-                self.custody.withdraw(key)
-                continue
-            try:
-                await self.link.send(raw, UP)
-            except LinkError as error:
-                log.debug("not sent: %s", error)
-                return time.monotonic() + AGAIN
-            self.custody.sent(key, time.monotonic())
-        if refilled or due:
-            return now
-        # Whatever is due, without room only the link or a poke can change anything.
-        return self.custody.next_deadline() if self.link.room else None
+        again = await way.send()
+        if refilled:
+            return float("-inf")
+        if way.silent:
+            self._tell_silent()
+            announced = await self._announce(link)
+            again = min((at for at in (again, announced) if at is not None), default=None)
+        return again
+
+    def _in_use(self) -> tuple[Link, Way]:
+        """The link in use; what another one had under way is begun anew on this one."""
+        link = self.link.current if isinstance(self.link, Switch) else self.link
+        way = self._ways[id(link)]
+        if way is not self.way:
+            self.way.shut()
+            for key in self._offered:
+                self.way.withdraw(key)
+            self._offered.clear()
+            self.way = way
+            self.start_over()
+        return link, way
+
+    async def _announce(self, link: Link) -> float | None:
+        """Nobody takes custody now, but peers may listen: tell them what is new, once. It
+        stays in the outbox until a gateway holds it."""
+        if not isinstance(link, Carrier):
+            return None
+        if link.room and not link.busy:
+            for one in await self._disk(self._pack, 1):
+                link.announce(one.raw)
+        return time.monotonic() + ANNOUNCE
 
     async def _wait(self, changed: asyncio.Future[None], until: float | None) -> None:
         poked = asyncio.ensure_future(self._poked.wait())
@@ -176,22 +224,22 @@ class Uplink:
 
     def _partly_room(self) -> int:
         """How many more packets can be kept track of that some gateways hold."""
-        copies = self.custody.copies
-        return min((self.custody.room_for(held=n) for n in range(1, copies)), default=0)
+        custody = self.custody
+        return min((custody.room_for(held=n) for n in range(1, custody.copies)), default=0)
 
     def _pack(self, room: int) -> list[Queued]:
         """In the disk's thread."""
         packets = self.outbox.pack(
-            self._identity, limit=self.link.mtu, max_packets=room, domain=self._domain
+            self._identity, limit=self.link.fits, max_packets=room, domain=self._domain
         )
         queued = [self.outbox.packet(packet.store, packet.sequence) for packet in packets]
         return [one for one in queued if one is not None]
 
     def _offer(self, one: Queued) -> None:
-        self._raw[one.key] = one.raw
-        for key in self.custody.offer(one.key, one.priority, time.monotonic()):
+        self._offered.add(one.key)
+        for key in self.way.offer(one.key, one.raw, one.priority):
             # There is no room for it now: the outbox brings it again.
-            self._raw.pop(key, None)
+            self._offered.discard(key)
             self.start_over()
 
     # - receipts
@@ -212,26 +260,23 @@ class Uplink:
         for one in believed:
             self._answered(one)
         for key in settled.done:  # by what was held before a restart, too
-            self.custody.withdraw(key)
-            self._raw.pop(key, None)
+            self.way.withdraw(key)
+            self._offered.discard(key)
         if believed:
             self.poke()
         return refused
 
     def _answered(self, one: Answer) -> None:
         store, receipt = one.receipt.store, one.receipt
-        answered = self.custody.answered(
+        answered = self.way.answered(
             one.gateway,
-            time.monotonic(),
             held=[(store, sequence) for sequence in receipt.held],
             refused=[(code, [(store, s) for s in group]) for code, group in receipt.refused],
             later=[(seconds, [(store, s) for s in group]) for seconds, group in receipt.later],
         )
-        for key in (*answered.done, *(key for key, _ in answered.refused)):
-            self._raw.pop(key, None)
-        for key in answered.dropped:
-            self._raw.pop(key, None)
-            self._untracked = True
+        gone = (*answered.done, *(key for key, _ in answered.refused), *answered.dropped)
+        self._offered.difference_update(gone)
+        self._untracked = self._untracked or bool(answered.dropped)
         reasons: dict[str, list[int]] = {}
         for (_, sequence), reason in answered.refused:
             label = reason.label if isinstance(reason, Reason) else str(reason)
@@ -253,6 +298,8 @@ class Uplink:
         believed: list[Answer] = []
         refused: list[Refused] = []
         for message in messages:
+            if self._shared and not self.outbox.has_store(message.receipt.store):
+                continue  # on a radio, those of others are heard too
             result = self._check(message, gateways)
             if isinstance(result, Refused):
                 refused.append(result)

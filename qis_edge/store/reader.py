@@ -81,6 +81,10 @@ class OutboxReader:
             return self._queued(row)
         return None
 
+    def has_store(self, store: bytes) -> bool:
+        """Whether a store (4 bytes) is or was one of this outbox."""
+        return self._db.value("SELECT 1 FROM stores WHERE id=?", (store,)) is not None
+
     def packet_id(self, store: bytes, sequence: int) -> bytes | None:
         """The id (32 bytes) of a packet that is or lately was here: what a receipt is
         authenticated with. ``None``: not known, or no longer."""

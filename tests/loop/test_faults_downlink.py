@@ -15,9 +15,10 @@ from qis_edge.core.identity import Identity
 from qis_edge.core.messages import Position, decode
 from qis_edge.core.outcome import Outcome
 from qis_edge.core.packet import pack
-from qis_edge.links.base import down, peers
-from qis_edge.node import asking, gateways, membership
+from qis_edge.links.base import Cadence, down, peers
+from qis_edge.node import membership
 from qis_edge.node.runtime import Node
+from qis_edge.testing import memory
 from qis_edge.testing.memory import MemoryLink, MemoryMedium
 from tests.loop.site import (
     EPOCH,
@@ -225,7 +226,7 @@ def under_way(node: Node) -> bool:
 async def test_an_idle_node_says_one_hello_and_one_request_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gateways, "GREETED", 0.3)  # for ten minutes
+    monkeypatch.setattr(memory, "BROKER_CADENCE", Cadence(hello=0.1, greeted=0.3))  # 10 minutes
     async with site(tmp_path, MemoryMedium()) as here:
         station, node = here.station(), here.node("ewr")
         here.start(station, node)
@@ -247,7 +248,7 @@ async def test_an_idle_node_says_one_hello_and_one_request_at_a_time(
 async def test_a_request_without_an_answer_is_made_ever_more_rarely(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(asking, "PATIENCE", 0.1)
+    monkeypatch.setattr(memory, "BROKER_CADENCE", Cadence(hello=0.1, patience=0.1))
     async with site(tmp_path, MemoryMedium()) as here:
         station, node = here.station(), here.node("ewr")
 

@@ -48,13 +48,13 @@ async def drain_backlog(folder: Path, medium: MemoryMedium, packets: int) -> Non
 
         def done() -> bool:
             nonlocal most
-            most = max(most, len(node.uplink._raw), len(node.uplink.custody))
+            most = max(most, len(node.uplink._offered), len(node.uplink.custody))
             made, held = made_and_held(node)
             return made == held
 
         await here.wait("draining", done, 40)
         assert most <= node.uplink.custody._stages[0].capacity
-        assert not node.uplink._raw
+        assert not node.uplink._offered
         await settled(here, station)
         assert len(await routed(here.state("base"))) == stats_of(node).packets >= packets
         assert station.post.dropped == 0

@@ -12,12 +12,14 @@ import pytest
 from qis_edge.clock import SystemClock
 from qis_edge.core.errors import StoreCorrupt, StoreError
 from qis_edge.core.messages import Hello, Position, Request, Wanted, decode
+from qis_edge.links.base import Cadence
 from qis_edge.node import asking as module
 from qis_edge.node.asking import Asking
 from qis_edge.node.gateways import Gateways
 from qis_edge.node.membership import Membership
 from qis_edge.node.timekeeping import Timekeeper
 from qis_edge.store.inbox import Inbox
+from qis_edge.testing import memory
 from qis_edge.worker import Disk
 from tests.node.kit import ADDRESS, Fleet, Wire, until
 
@@ -201,7 +203,7 @@ async def test_positions_that_answer_nothing_are_passed_over() -> None:
 
 
 async def test_a_position_after_a_loss_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PATIENCE", 0.05)
+    monkeypatch.setattr(memory, "BROKER_CADENCE", Cadence(patience=0.05))
     async with running(Bench()) as bench:
         await bench.asked(1)
         bench.asking.losses += 1
@@ -225,7 +227,7 @@ async def test_a_position_waits_for_the_packets_before_it() -> None:
 
 
 async def test_without_an_answer_ever_more_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PATIENCE", 0.05)
+    monkeypatch.setattr(memory, "BROKER_CADENCE", Cadence(patience=0.05))
     async with running(Bench()) as bench:
         await asyncio.sleep(1.0)
         assert 3 <= len(bench.requests()) <= 6
@@ -296,7 +298,7 @@ async def test_an_idle_node_is_idle() -> None:
 
 async def test_a_disk_that_does_not_write_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "AGAIN", 0.02)
-    monkeypatch.setattr(module, "PATIENCE", 0.05)
+    monkeypatch.setattr(memory, "BROKER_CADENCE", Cadence(patience=0.05))
     async with running(Bench()) as bench:
         await bench.asked(1)
 

@@ -8,7 +8,7 @@ from qis_edge.core.credential import RevocationList
 from qis_edge.core.errors import Reason, Refused
 from qis_edge.core.identity import Identity
 from qis_edge.core.messages import Hello, Position, decode
-from qis_edge.node import gateways as module
+from qis_edge.links.base import BROKER_CADENCE
 from qis_edge.node.gateways import Gateways
 from tests.node.kit import NOW, Fleet
 
@@ -37,7 +37,7 @@ def test_a_greeting_answers_a_hello(fleet: Fleet) -> None:
     assert (hello.kid, hello.nonce, hello.revocation) == (fleet.me.kid, NONCE, 0)
     greeted, ago = gateways.greet(fleet.greeting(NONCE), 10.5, NOW)
     assert (greeted.kid, greeted.greeted, ago) == (fleet.gateway.kid, 10.5, 0.5)
-    assert gateways.hello_at == 10.5 + module.GREETED
+    assert gateways.hello_at == 10.5 + BROKER_CADENCE.greeted
 
 
 def test_a_greeting_to_nobodys_hello_is_refused(fleet: Fleet) -> None:
@@ -93,8 +93,8 @@ def test_hellos_become_rarer_until_somebody_greets(fleet: Fleet) -> None:
         waits.append(gateways.hello_at - now)
         now = gateways.hello_at
     assert waits == sorted(waits)
-    assert waits[0] == module.FIRST_HELLO
-    assert waits[-1] == module.LONGEST_UNGREETED
+    assert waits[0] == BROKER_CADENCE.hello
+    assert waits[-1] == BROKER_CADENCE.ungreeted
     gateways.hello_soon()
     assert gateways.hello_at <= now
 
@@ -103,7 +103,7 @@ def test_one_who_wants_more_goes_on_saying_hello(fleet: Fleet) -> None:
     gateways = known(fleet)
     gateways.hello(10.0, NONCE)
     gateways.greet(fleet.greeting(NONCE), 10.5, NOW, settled=False)
-    assert gateways.hello_at == 10.0 + module.FIRST_HELLO
+    assert gateways.hello_at == 10.0 + BROKER_CADENCE.hello
 
 
 def test_an_answer_to_the_last_hello_is_none_to_the_one_that_is_due(fleet: Fleet) -> None:
@@ -123,7 +123,7 @@ def test_doubt_brings_a_hello_but_not_often(fleet: Fleet) -> None:
     gateways.hello(200.0, NONCE)
     gateways.greet(fleet.greeting(NONCE), 200.5, NOW)
     gateways.doubt(201.0)  # somebody forges answers
-    assert gateways.hello_at == 200.5 + module.GREETED
+    assert gateways.hello_at == 200.5 + BROKER_CADENCE.greeted
 
 
 def test_a_credential_of_a_gateway_makes_it_known(fleet: Fleet) -> None:

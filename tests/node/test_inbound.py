@@ -13,7 +13,6 @@ import pytest
 from qis_edge.clock import SystemClock
 from qis_edge.core import receipt as receipts
 from qis_edge.core.credential import RevocationList
-from qis_edge.core.custody import BROKER
 from qis_edge.core.domain import Domain
 from qis_edge.core.errors import StoreCorrupt, StoreError
 from qis_edge.core.identity import Identity
@@ -74,7 +73,7 @@ class Bench:
             self.gateways,
             Domain.load("weather"),
             self.clock,
-            pace=BROKER,
+            window=32,
             copies=copies,
         )
         self.asking = Asking(

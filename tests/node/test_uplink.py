@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +12,6 @@ import pytest
 from qis_edge.clock import SystemClock
 from qis_edge.core import receipt as receipts
 from qis_edge.core.credential import GATEWAY, RevocationList, TrustStore
-from qis_edge.core.custody import BROKER
 from qis_edge.core.domain import Domain
 from qis_edge.core.errors import Reason, StoreCorrupt, StoreError
 from qis_edge.core.identity import Identity
@@ -53,7 +51,7 @@ class Bench:
             self.gateways,
             Domain.load("weather"),
             Timekeeper(SystemClock(), 0, synchronised=False),
-            pace=replace(BROKER, window=window, first_timeout=30.0),
+            window=window,
             copies=copies,
         )
 
@@ -135,7 +133,7 @@ async def test_a_receipt_ends_it() -> None:
         assert await bench.answered(bench.receipt()) == []
         assert await bench.held() == 5
         assert len(bench.uplink.custody) == 0
-        assert bench.uplink._raw == {}
+        assert not bench.uplink._offered
         assert await steps(bench, 0.1) <= 3
 
 
@@ -177,7 +175,7 @@ async def test_refused_for_good_is_said_once_for_all(caplog: pytest.LogCaptureFi
         sequences = tuple(sorted(unpack(raw).sequence for raw in bench.wire.sent))
         await bench.answered(bench.receipt(refused=((Reason.SCOPE, sequences),)))
         assert (await bench.disk(bench.outbox.stats)).refused_packets == 5
-        assert bench.uplink._raw == {}
+        assert not bench.uplink._offered
         (said,) = [one.getMessage() for one in caplog.records]
         assert "refused 5 packets" in said
         assert "scope" in said
@@ -328,7 +326,7 @@ async def test_two_copies_of_which_one_was_told_before_a_restart() -> None:
         await bench.answered(bench.receipt(bench.others[0]))
         assert await bench.held() == 3
         assert len(bench.uplink.custody) == 0
-        assert bench.uplink._raw == {}
+        assert not bench.uplink._offered
 
 
 async def test_what_cannot_be_kept_track_of_is_not_sent_round_and_round() -> None:

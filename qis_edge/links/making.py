@@ -1,0 +1,45 @@
+"""From a configuration to links."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from qis_edge.core.packet import Packet
+from qis_edge.link_config import LinksConfig, MqttConfig
+from qis_edge.links.base import Link, Role
+from qis_edge.links.mqtt import MqttLink
+
+
+def make_links(
+    config: LinksConfig,
+    role: Role,
+    site: str,
+    kid: bytes,
+    *,
+    broker: str | None,
+    verify: Callable[[bytes], Packet],
+) -> list[Link]:
+    """Links, not started, in the order of preference; what one alone needs is imported for
+    it alone.
+
+    :param broker: its URL, where the configuration has none.
+    :param verify: ``unpack`` with the keys that are known; raises ``Refused``.
+    :raises UsageError: the settings do not go together.
+    """
+    made: list[Link] = []
+    for name in config.names:
+        if name == "mqtt":
+            settings = (config.mqtt or MqttConfig()).settings(broker)
+            made.append(MqttLink(settings, role, site, kid))
+        elif name == "meshtastic":
+            from qis_edge.links.mesh import MeshLink
+
+            assert config.meshtastic is not None
+            made.append(MeshLink(config.meshtastic.settings(), role, verify))
+        else:
+            from qis_edge.links.serial_line import SerialLink, SerialSettings
+
+            assert config.serial is not None
+            line = SerialSettings(config.serial.port, config.serial.baud)
+            made.append(SerialLink(line, role, kid))
+    return made
