@@ -67,7 +67,8 @@ def _show_status(found: dict[str, Any]) -> None:
         rows.append(("warning", found["disk"]))
     if found.get("address"):
         rows.append(("address", found["address"]))
-    rows += link_rows(found.get("link"))
+    for link in found.get("links", ()):
+        rows += link_rows(link)
     rows += [
         ("gateway", f"{one['kid']}{'' if one['greeted'] else ', not met yet'}")
         for one in found.get("gateways", ())

@@ -27,14 +27,26 @@ def ask_status(
 
 
 def link_rows(link: Mapping[str, Any] | None) -> list[tuple[str, object]]:
-    """A link of a running daemon, and what keeps it down."""
+    """A link of a running daemon, what keeps it down, and what it spent of its airtime."""
     if link is None:
         return []
     standing = "up" if link["up"] else "down"
+    if not link.get("used", True):
+        standing += ", not in use"
     rows: list[tuple[str, object]] = [("link", f"{link['url']} is {standing}")]
     if link["last_error"] and not link["up"]:
         rows.append(("", link["last_error"]))
+    if (extra := link.get("extra", {})) and "hourly_ms" in extra:
+        rows.append(("airtime", _airtime(extra)))
     return rows
+
+
+def _airtime(extra: Mapping[str, float]) -> str:
+    spent, left, hourly = (extra[key] / 1000 for key in ("hour_ms", "left_ms", "hourly_ms"))
+    return (
+        f"{spent:.1f} s in the last hour of {hourly:.0f} s allowed, {left:.1f} s at once; "
+        f"the channel is busy {extra['utilisation']:.0%} of the time"
+    )
 
 
 def outcome_form(outcome: Outcome) -> dict[str, Any]:

@@ -139,7 +139,7 @@ def test_a_node_for_real_is_asked_and_stopped(ready: Site) -> None:
     ready.node_config.write_text(text)
     with started("qis_edge", ready.node_config) as process:
         shown = asked(ready.node, ready, process, lambda now: now["outbox"]["made"] >= 2)
-        assert shown["link"]["up"] is False
+        assert shown["links"][0]["up"] is False
         assert shown["sensors"][0]["failures"] == 0
         told = {key for key in keys_of(RUNNING_NODE) if not key.startswith("gateways.")}
         assert set(keys_of(shown)) == told | {"running"}
