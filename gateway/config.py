@@ -19,7 +19,7 @@ from qis_edge.config import (
     state_setting,
 )
 from qis_edge.core.errors import RoutingError
-from qis_edge.link_config import LinksConfig
+from qis_edge.link_config import LinksConfig, MqttConfig
 from qis_edge.links.mqtt_settings import is_loopback
 from qis_edge.schema import (
     NAME,
@@ -149,6 +149,11 @@ class DownlinkConfig:
     limit: int = setting(
         whole(1, 10_000), 50, "The most packets that one request brings; the newest."
     )
+    mesh_limit: int = setting(
+        whole(1, 1000),
+        12,
+        "The same over a link that all share: each packet takes about a second of the channel.",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +193,13 @@ class GatewayConfig:
     path: Path = dataclasses.field(default=Path("config.toml"), compare=False)
 
     @property
+    def served(self) -> LinksConfig:
+        """The links, with that to the embedded broker."""
+        if self.links.mqtt is None and self.broker.embedded:
+            return dataclasses.replace(self.links, mqtt=MqttConfig())
+        return self.links
+
+    @property
     def broker_url(self) -> str | None:
         """The embedded broker's URL, for a link whose configuration has none."""
         return self.broker.url if self.broker.embedded else None
@@ -195,7 +207,8 @@ class GatewayConfig:
     def check(self, where: Where) -> None:
         """What does not go together."""
         mqtt = self.links.mqtt
-        if not self.broker.embedded and (mqtt is None or mqtt.url is None):
+        missing = mqtt.url is None if mqtt is not None else self.links.names == ["mqtt"]
+        if not self.broker.embedded and missing:
             (where / "links" / "mqtt" / "url").wrong(
                 "is missing: without the embedded broker it must say where the broker is"
             )

@@ -7,17 +7,18 @@ hears here is believed before its signature or its MAC was checked.
 
 from __future__ import annotations
 
-import asyncio
 import logging
+import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from gateway.fleet import Fleet
 from gateway.post import Post
 from qis_edge.clock import Clock
 from qis_edge.core.credential import NODE, RevocationList
-from qis_edge.core.errors import Reason, Refused, StoreCorrupt, StoreError
+from qis_edge.core.errors import Reason, Refused
 from qis_edge.core.identity import Identity, PublicKey
 from qis_edge.core.messages import (
     CredentialMessage,
@@ -25,12 +26,13 @@ from qis_edge.core.messages import (
     Greeting,
     Hello,
     Message,
+    Position,
     Request,
     RevocationMessage,
     Wanted,
 )
-from qis_edge.core.receipt import MacKeys, mac_keys
-from qis_edge.links.base import Received, down
+from qis_edge.core.receipt import MacKeys, ReceiptMessage, mac_keys
+from qis_edge.links.base import Link, Received, down
 from qis_edge.worker import Disk
 
 log = logging.getLogger(__name__)
@@ -44,11 +46,34 @@ BURST, EVERY = 32, 2.0
 MAX_ASKERS, MAX_HEARD = 4096, 16_384
 #: The same for all strangers together: a flood of made-up keys must not crowd out answers.
 STRANGERS_BURST, STRANGERS_EVERY = 256, 0.02
-#: Seconds between looks at what other processes changed in the fleet's file.
-REFRESH = 0.5
 #: A node that sends packets and has asked for nothing so many seconds after, asked before
 #: this gateway was started: it is asked who it is, and then asks anew.
 NUDGE_AFTER = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """How much is answered of what nobody authenticates. Each is how many at once, and
+    seconds until one more.
+
+    :param asks: of one key.
+    :param strangers: of all keys together that we do not know.
+    :param hellos: in the name of one key.
+    :param nudge: seconds, as ``NUDGE_AFTER``.
+    """
+
+    asks: tuple[float, float]
+    strangers: tuple[float, float]
+    hellos: tuple[float, float]
+    nudge: float
+
+    @classmethod
+    def of(cls, link: Link) -> Rates:
+        """Where an answer takes a second of a channel that all share, few are given."""
+        if link.shared:
+            often = link.cadence.patience / 15
+            return cls((8, often), (8, often), (4, 3 * often), link.cadence.patience)
+        return cls((BURST, EVERY), (STRANGERS_BURST, STRANGERS_EVERY), (math.inf, 1.0), NUDGE_AFTER)
 
 
 class Limiter:
@@ -95,12 +120,13 @@ class Pairs:
 
 
 class FleetDesk:
-    """Answers for one gateway over one post.
+    """Answers for one gateway over one link.
 
     :param epoch: of the spool, with the unix second since which nodes are to send again.
     :param keys_of: the MAC keys shared with a node, by its kid; see :class:`Pairs`.
     :param request: is given requests whose MAC was checked.
-    :param out: is told the keys of a new revocation list.
+    :param revoked: is given a revocation list that was news.
+    :param link: the one that ``post`` is of.
     """
 
     def __init__(
@@ -108,13 +134,14 @@ class FleetDesk:
         identity: Identity,
         fleet: Fleet,
         disk: Disk,
+        link: Link,
         post: Post,
         clock: Clock,
         keys_of: Callable[[bytes], MacKeys],
         *,
         epoch: tuple[bytes, int],
         request: Callable[[Request], None],
-        out: Callable[[bytes], None],
+        revoked: Callable[[RevocationList], None],
     ) -> None:
         self._identity = identity
         self._fleet = fleet
@@ -124,11 +151,17 @@ class FleetDesk:
         self._keys_of = keys_of
         self._epoch, self._since = epoch
         self._request = request
-        self._out = out
-        self._limiter = Limiter(BURST, EVERY, MAX_ASKERS)
-        self._strangers = Limiter(STRANGERS_BURST, STRANGERS_EVERY, 1)
+        self._revoked = revoked
+        self._shared = link.shared
+        rates = Rates.of(link)
+        self._nudge_after = rates.nudge
+        self._limiter = Limiter(*rates.asks, MAX_ASKERS)
+        self._strangers = Limiter(*rates.strangers, 1)
+        self._hellos = Limiter(*rates.hellos, MAX_ASKERS)
         #: Nodes heard since the start → when they are to be nudged, if at all.
         self._heard: OrderedDict[bytes, float | None] = OrderedDict()
+        #: Nodes, and who would be one, that seem to listen here.
+        self._present: OrderedDict[bytes, None] = OrderedDict()
 
     # - for the others of this gateway
 
@@ -153,25 +186,24 @@ class FleetDesk:
     def accepted(self, kid: bytes, now: float, packets: int) -> None:
         """A node was heard, verified."""
         self._fleet.accepted(kid, now, packets)
+        self._is_present(kid)
         if kid not in self._heard:
-            self._hear(kid, time.monotonic() + NUDGE_AFTER)
+            self._hear(kid, time.monotonic() + self._nudge_after)
 
     def _hear(self, kid: bytes, nudge_at: float | None) -> None:
         self._heard[kid] = nudge_at
         if len(self._heard) > MAX_HEARD:
             self._heard.popitem(last=False)
 
-    async def watch(self) -> None:
-        """Take in, for ever, what other processes do to the fleet, and write our counts."""
-        while True:
-            await asyncio.sleep(REFRESH)
-            try:
-                await self.refresh()
-            except StoreCorrupt:
-                raise
-            except StoreError:  # said already
-                pass
-            self.nudge(time.monotonic())
+    def _is_present(self, kid: bytes) -> None:
+        self._present[kid] = None
+        self._present.move_to_end(kid)
+        if len(self._present) > MAX_HEARD:
+            self._present.popitem(last=False)
+
+    def present(self, kid: bytes) -> bool:
+        """Whether this key, or somebody in its name, was heard over this link."""
+        return kid in self._present
 
     def nudge(self, monotonic: float) -> None:
         """Ask those who have not asked for anything since this gateway was started."""
@@ -180,24 +212,16 @@ class FleetDesk:
             self._heard[kid] = None
             self._post.answer(Wanted((kid,)).encode(), down(kid))
 
-    async def refresh(self) -> None:
-        """Look once; new credentials and lists go out to those whom they concern."""
-        changes = await self._disk(self._fleet.refresh, self._clock.now())
-        for credential in changes.credentials:
-            if NODE in credential.scope:
-                self._send_chain(credential.kid, credential.kid)
-        if changes.revocation is not None:
-            self._revoked(changes.revocation)
-        await self._disk(self._fleet.flush)
+    def tell_chain(self, kid: bytes) -> None:
+        """Show a node its own new credential."""
+        self._send_chain(kid, kid)
 
-    def _revoked(self, made: RevocationList) -> None:
-        log.info("revocation list %d is in force: %d keys are out", made.number, len(made.kids))
-        if self._identity.kid in made.kids:
-            log.error("this gateway's own key was revoked: nodes believe it no more")
-        for kid in made.kids:
-            self._out(kid)
-        for credential in self._fleet.valid(NODE, self._clock.now()):
-            self._post.answer(RevocationMessage(made).encode(), down(credential.kid))
+    def tell_revocation(self, made: RevocationList, kids: Iterable[bytes]) -> None:
+        """Tell these nodes of a new list; once, where all of them hear it."""
+        for kid in kids:
+            self._post.answer(RevocationMessage(made).encode(), down(kid))
+            if self._shared:
+                return
 
     # - messages
 
@@ -221,7 +245,9 @@ class FleetDesk:
             case RevocationMessage():
                 if await self._disk(self._fleet.apply, message.list.raw):
                     self._revoked(message.list)
-            case _:  # receipts, greetings and positions are ours to say
+            case ReceiptMessage() | Greeting() | Position() if self._shared:
+                pass  # another gateway's
+            case _:  # those are ours to say
                 raise Refused(Reason.SCOPE, "message", f"{type(message).__name__} from a node")
 
     def _hello(self, hello: Hello, received: Received) -> None:
@@ -229,6 +255,9 @@ class FleetDesk:
             raise Refused(Reason.TOPIC, "topic", "of another key")
         now = self._clock.now()
         self.node_key(hello.kid)
+        self._is_present(hello.kid)
+        if not self._hellos.allows(hello.kid, time.monotonic()):
+            raise Refused(Reason.FLOODED, "hello")
         self._fleet.accepted(hello.kid, now, 0)
         if hello.revocation < self._fleet.revocation_number and not self._tell_revocation(
             hello.kid
@@ -238,15 +267,17 @@ class FleetDesk:
             self._identity.kid, int(now), self._epoch, self._since, self._fleet.revocation_number
         )
         key = self._keys_of(hello.kid).to_node
-        self._post.answer(greeting.encode(key, hello.nonce), down(hello.kid))
+        self._post.greet(greeting.encode(key, hello.nonce), down(hello.kid))
 
     def _wanted(self, wanted: Wanted, received: Received) -> None:
         asker = received.claimed
         if asker is None:  # a radio: answered by broadcast, limited all together
             asker = b""
-        if not self._limiter.allows(asker, time.monotonic()):
-            raise Refused(Reason.FLOODED, "wanted")
-        for kid in wanted.kids:
+        now = time.monotonic()
+        for number, kid in enumerate(wanted.kids):
+            counts = number == 0 or self._shared
+            if counts and not self._limiter.allows(asker, now):
+                raise Refused(Reason.FLOODED, "wanted")
             self._send_chain(kid, asker)
 
     async def _enrolment(self, message: EnrolmentMessage, received: Received) -> None:
@@ -264,7 +295,9 @@ class FleetDesk:
                     enrolment.name,
                     kid.hex(),
                 )
+            self._is_present(kid)
         else:  # it was approved and does not know yet
+            self._is_present(kid)
             self._send_chain(kid, kid)
 
     def _requested(self, request: Request) -> None:
@@ -273,6 +306,7 @@ class FleetDesk:
         self.node_key(request.kid)
         request.verify(self._keys_of(request.kid).to_gateway)
         self._hear(request.kid, None)
+        self._is_present(request.kid)
         self._request(request)
 
     # - what goes out

@@ -4,6 +4,9 @@ A node's request is answered with what came in after its cursor (or, the first t
 the newest), and then the address is followed: each packet goes out once for everybody who
 listens there, as it is deposited. What of that gets lost, the node asks for again, for
 only an answer to a request moves its cursor.
+
+Over a shared link everybody hears every answer: a packet that just went out there is in no
+other answer, and an answer brings few, the newest.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from gateway.post import Post
 from gateway.routing import Batch, Entry, Interest, RoutingLayer
@@ -43,6 +47,20 @@ class _Asked:
     limit: int
 
 
+@dataclass(frozen=True, slots=True)
+class Sparing:
+    """How little goes out where all share the air.
+
+    :param most: packets of one answer.
+    :param once: seconds within which no answer repeats what went out.
+    :param refill: seconds until a node that got so many may have as many again.
+    """
+
+    most: int
+    once: float
+    refill: float
+
+
 class Downlink:
     """Answers requests and follows addresses on one engine, the first of the list.
 
@@ -50,6 +68,7 @@ class Downlink:
     :param limit: how many packets of an address a node gets that has no cursor yet.
     :param per_minute: packets that answers bring one node in a minute, at most.
     :param least_bits: a request must name so many leading bits of each address.
+    :param sparing: that the link is shared, and with what.
     """
 
     def __init__(
@@ -63,6 +82,7 @@ class Downlink:
         limit: int = 50,
         per_minute: int = 600,
         least_bits: int = 64,
+        sparing: Sparing | None = None,
     ) -> None:
         self._engine = engine
         self._post = post
@@ -70,13 +90,18 @@ class Downlink:
         self._kid = kid
         self._keys_of = keys_of
         self._first = limit
-        self._per_minute = per_minute
+        self._sparing = sparing
+        self._most = sparing.most if sparing else MOST
+        #: Packets that answers bring one node: at once, and in a second.
+        self._share = float(sparing.most if sparing else per_minute)
+        self._refill = self._share / (sparing.refill if sparing else 60.0)
         self._least_bits = least_bits
         self._allowances: OrderedDict[bytes, tuple[float, float]] = OrderedDict()
         self._waiting: OrderedDict[bytes, _Asked] = OrderedDict()
         self._asked = asyncio.Event()
         self._interests: OrderedDict[bytes, frozenset[Interest]] = OrderedDict()
         self._changed = asyncio.Event()
+        self._published: bytes | None = None  # how far what is live went out
         self.answered = 0
         self.sent = 0
         self.published = 0
@@ -130,26 +155,45 @@ class Downlink:
         allowed = self._allowance(kid)
         if allowed < 1:
             return  # it asks again when no position has come
-        limit = min(asked.limit, MOST, int(allowed))
-        if asked.cursor is None:
-            cursor, complete = await self._engine.cursor(), True
-            entries = await self._newest(kid, asked.interests, min(limit, self._first))
-        else:
-            entries, cursor, complete = await self._since(kid, asked, asked.cursor, limit)
+        limit = min(asked.limit, self._most, int(allowed))
+        entries, cursor, complete = await self._found(kid, asked, limit)
         for entry in entries:
             await self._post.packet(entry.raw, down(kid))
-        self._allowances[kid] = (allowed - len(entries), time.monotonic())
+        self._allowances[kid] = (allowed - max(1, len(entries)), time.monotonic())
         self.sent += len(entries)
         self.answered += 1
         position = Position(self._kid, cursor, complete).encode(self._keys_of(kid).to_node)
         # In the packets' queue, behind them: a position that overtook them would skip them.
         await self._post.packet(position, down(kid))
 
+    async def _found(
+        self, kid: bytes, asked: _Asked, limit: int
+    ) -> tuple[Sequence[Entry], bytes, bool]:
+        """What to answer with, the cursor after it, and whether that is all."""
+        if asked.cursor is not None and self._sparing is None:
+            return await self._since(kid, asked, asked.cursor, limit)
+        if asked.cursor is not None:
+            # Of a long absence a few of the newest, and nothing that all just heard.
+            entries, cursor, complete = await self._since(kid, asked, asked.cursor, MOST)
+            if complete:
+                return self._unsaid(entries, limit), cursor, True
+        cursor = await self._engine.cursor()
+        newest = await self._newest(kid, asked.interests, min(limit, self._first))
+        return self._unsaid(newest, limit), cursor, True
+
+    def _unsaid(self, entries: Sequence[Entry], limit: int) -> Sequence[Entry]:
+        """The last of them that did not just go out."""
+        if self._sparing is None:
+            return entries
+        once = self._sparing.once
+        unsaid = (one for one in reversed(entries) if not self._post.has_said(one.raw, once))
+        return list(islice(unsaid, limit))[::-1]
+
     def _allowance(self, kid: bytes) -> float:
         """How many packets a node may get now: a bucket that a minute fills."""
         now = time.monotonic()
-        tokens, since = self._allowances.pop(kid, (float(self._per_minute), now))
-        tokens = min(self._per_minute, tokens + (now - since) * self._per_minute / 60)
+        tokens, since = self._allowances.pop(kid, (self._share, now))
+        tokens = min(self._share, tokens + (now - since) * self._refill)
         self._allowances[kid] = tokens, now
         if len(self._allowances) > MAX_NODES:
             self._allowances.popitem(last=False)
@@ -186,27 +230,25 @@ class Downlink:
 
     async def publish(self) -> None:
         """Follow every address that somebody asked for, for ever."""
-        cursor: bytes | None = None
         while True:
             try:
-                if cursor is None:
-                    cursor = await self._engine.cursor()
-                cursor = await self._follow(cursor)
+                if self._published is None:
+                    self._published = await self._engine.cursor()
+                await self._follow(self._published)
             except RoutingError as error:
                 log.debug("following waits: %s", error)
                 await asyncio.sleep(RETRY)
 
-    async def _follow(self, cursor: bytes) -> bytes:
+    async def _follow(self, cursor: bytes) -> None:
         subscription = self._engine.follow(self._wanted(), cursor)
         updates = asyncio.create_task(self._update(subscription.update))
         try:
             async for batch in subscription:
                 await self._publish(batch)
-                cursor = batch.cursor
+                self._published = batch.cursor  # what went out does not go out again
         finally:
             updates.cancel()
             await subscription.close()
-        return cursor
 
     async def _publish(self, batch: Batch) -> None:
         now = self._clock.now()
@@ -214,9 +256,10 @@ class Downlink:
             if entry.expires <= now:
                 continue
             self.published += 1
-            await self._post.packet(entry.raw, peers(entry.fingerprint))
-            for kid in self._widened(entry):
-                await self._post.packet(entry.raw, down(kid))
+            await self._post.live(entry.raw, peers(entry.fingerprint))
+            if self._sparing is None:  # else all have heard it
+                for kid in self._widened(entry):
+                    await self._post.live(entry.raw, down(kid))
 
     def _widened(self, entry: Entry) -> list[bytes]:
         """Nodes that want this packet but do not listen to its very address."""

@@ -2,7 +2,8 @@
 
 Packets are taken in batches: one batch is verified in threads (libsodium releases the
 interpreter's lock), committed to the spool in one transaction, and answered with one
-receipt for each store that it names. A frame is acknowledged to its link after that.
+receipt for each store that it names, or when a question comes. A frame is acknowledged to
+its link after that.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from qis_edge.core.errors import Reason, Refused, StoreCorrupt, StoreError
 from qis_edge.core.identity import PublicKey
 from qis_edge.core.messages import Message, PacketMessage, decode
 from qis_edge.core.packet import MAX_PACKET, Packet, unpack
-from qis_edge.links.base import Link, Received
+from qis_edge.links.base import Link, Question, Received
 from qis_edge.links.batches import Batches
 
 log = logging.getLogger(__name__)
@@ -66,13 +67,24 @@ Take = Callable[[Sequence[Packet]], Awaitable[None]]
 
 
 class Intake:
-    """The way in, for one link."""
+    """The way in, for one link.
 
-    def __init__(self, link: Link, desk: Desk, take: Take, counts: Counts) -> None:
+    :param ask: is given questions once all that came before them was taken.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        desk: Desk,
+        take: Take,
+        counts: Counts,
+        ask: Callable[[Question], None] | None = None,
+    ) -> None:
         self._link = link
         self._desk = desk
         self._take = take
         self._counts = counts
+        self._ask = ask
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="verify")
 
     async def run(self) -> None:
@@ -88,9 +100,12 @@ class Intake:
 
     async def _handle(self, batch: Sequence[Received]) -> None:
         """Everything else first: a credential may stand right before the first packet."""
-        self._counts.frames += len(batch)
+        questions = [received.question for received in batch if received.question is not None]
+        self._counts.frames += len(batch) - len(questions)
         packets: list[tuple[Received, bytes]] = []
         for received in batch:
+            if received.question is not None:
+                continue
             try:
                 message = decode(received.data)
                 if isinstance(message, PacketMessage):
@@ -105,6 +120,9 @@ class Intake:
                 self._counts.refused["store"] += 1
         if packets:
             await self._take(await self._prove(packets))
+        if self._ask is not None:
+            for question in questions:
+                self._ask(question)
 
     async def _prove(self, frames: Sequence[tuple[Received, bytes]]) -> list[Packet]:
         known: list[tuple[Received, PublicKey]] = []

@@ -133,6 +133,13 @@ class Admission(NamedTuple):
     position: int
 
 
+class Place(NamedTuple):
+    """A packet in the log: its position, to compare with :meth:`Spool.routed_through`."""
+
+    position: int
+    id: bytes
+
+
 class Pending(NamedTuple):
     """What an engine is to be given next.
 
@@ -416,6 +423,20 @@ class Spool:
             (kid, store),
         )
         return {sequence for first, last in rows for sequence in range(first, last + 1)}
+
+    def ids(self, kid: bytes, store: bytes, sequences: Iterable[int]) -> dict[int, Place]:
+        """Where the packets of these sequences lie; those that were trimmed, and those that
+        never came, are left out."""
+        found = {}
+        for sequence in sequences:
+            row = self._db.row(
+                "SELECT position, raw FROM packets JOIN origins USING (origin) "
+                "WHERE kid = ? AND store = ? AND sequence = ?",
+                (kid, store, sequence),
+            )
+            if row is not None and (packet_id := framed_id(row[1])) is not None:
+                found[sequence] = Place(row[0], packet_id)
+        return found
 
     def stores(self) -> list[StoreState]:
         """What is held of each store of each node."""

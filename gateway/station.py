@@ -1,7 +1,7 @@
 """The station: a gateway, from its configuration to its last goodbye.
 
-It owns everything with a lifetime (keys, stores, engines, link, tasks) and contains no
-protocol: that is in the intake, the custodian, the desk, the drains and the downlink.
+It owns everything with a lifetime (keys, stores, engines, links, tasks) and contains no
+protocol: that is in the fronts, one for each link, and the drains, one for each engine.
 """
 
 from __future__ import annotations
@@ -10,28 +10,25 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gateway.config import GatewayConfig
-from gateway.custodian import Custodian
-from gateway.desk import FleetDesk, Pairs
-from gateway.downlink import Downlink
+from gateway.desk import Pairs
 from gateway.drain import Drain
 from gateway.fleet import Fleet
-from gateway.intake import Counts, Intake
-from gateway.post import Post
+from gateway.front import Common, Front
+from gateway.intake import Counts
 from gateway.routing import Context, Entry, RoutingLayer, open_engine
-from gateway.routing.base import framed_kid
 from gateway.spool import Spool
+from gateway.watch import FleetWatch
 from qis_edge.control import ControlServer
 from qis_edge.core.credential import GATEWAY, NODE
 from qis_edge.core.errors import QisError, Refused, RoutingError, StoreCorrupt, StoreError
-from qis_edge.core.packet import unpack
+from qis_edge.core.packet import Packet, unpack
 from qis_edge.keys import FleetFile, read_key
-from qis_edge.link_config import MqttConfig
 from qis_edge.links.base import Link, Role, link_status
-from qis_edge.links.mqtt import MqttLink
+from qis_edge.links.making import make_links
 from qis_edge.logs import set_up_logging
 from qis_edge.tasks import run_daemon, until
 from qis_edge.worker import Disk
@@ -46,11 +43,17 @@ class Station:
     """One gateway: it opens its stores when it is made, serves in :meth:`run`, and closes
     them there.
 
-    :param link: in the place of the one that the configuration says, for tests.
+    :param links: in the place of those that the configuration says; ``link`` for one.
     :raises QisError: a key, a store or the configuration is not usable.
     """
 
-    def __init__(self, config: GatewayConfig, link: Link | None = None) -> None:
+    def __init__(
+        self,
+        config: GatewayConfig,
+        link: Link | None = None,
+        *,
+        links: Sequence[Link] | None = None,
+    ) -> None:
         self.config = config
         state = config.gateway.state
         self.clock = config.clock.make()
@@ -78,52 +81,44 @@ class Station:
                 log.warning("the end of the spool's log was lost: nodes send again what it held")
             self.disk = Disk("spool")
             self.fleet_disk = Disk("fleet")
-            self.link = link or self._mqtt()
-            self._assemble()
+            if links is None:
+                links = self._make_links() if link is None else (link,)
+            self._assemble(links)
             opened.pop_all()  # from here on it is run() that closes them
 
-    def _mqtt(self) -> Link:
-        settings = (self.config.links.mqtt or MqttConfig()).settings(self.config.broker_url)
-        return MqttLink(settings, Role.GATEWAY, self.fleet_file.site, self.identity.kid)
-
-    def _assemble(self) -> None:
-        self.post = Post(self.link)
-        self.counts = Counts()
-        keys_of = Pairs(self.identity, self.fleet)
-        self.downlink = Downlink(
-            self.engines[0],
-            self.post,
-            self.clock,
+    def _make_links(self) -> list[Link]:
+        return make_links(
+            self.config.served,
+            Role.GATEWAY,
+            self.fleet_file.site,
             self.identity.kid,
-            keys_of,
-            limit=self.config.downlink.limit,
+            broker=self.config.broker_url,
+            verify=self._verify,
         )
-        self.desk = FleetDesk(
-            self.identity,
-            self.fleet,
-            self.fleet_disk,
-            self.post,
-            self.clock,
-            keys_of,
-            epoch=(self.spool.epoch, self.spool.since),
-            request=self.downlink.request,
-            out=self.downlink.forget,
-        )
-        self.custodian = Custodian(
-            self.spool,
-            self.disk,
-            self.post,
-            self.clock,
-            self.counts,
-            keys_of,
-            routed=self.config.gateway.custody == "routed",
-            arrived=self._arrived,
-            accepted=self.desk.accepted,
-        )
-        self.intake = Intake(self.link, self.desk, self.custodian.take, self.counts)
+
+    def _assemble(self, links: Sequence[Link]) -> None:
+        self.counts = Counts()
         self.drains = [
             Drain(engine, self.spool, self.disk, self._drained) for engine in self.engines
         ]
+        self.fronts: list[Front] = []
+        self.watch = FleetWatch(self.identity, self.fleet, self.fleet_disk, self.clock, self.fronts)
+        common = Common(
+            config=self.config,
+            identity=self.identity,
+            fleet=self.fleet,
+            fleet_disk=self.fleet_disk,
+            spool=self.spool,
+            disk=self.disk,
+            engine=self.engines[0],
+            clock=self.clock,
+            keys_of=Pairs(self.identity, self.fleet),
+            counts=self.counts,
+            arrived=self._arrived,
+            revoked=self.watch.revoked,
+            moved=self.watch.moved,
+        )
+        self.fronts += [Front(link, common) for link in links]
 
     def _require_credential(self, now: float) -> None:
         try:
@@ -134,10 +129,13 @@ class Station:
                 hint="issue another where root.key is kept: qis-gateway init",
             ) from refusal
 
+    def _verify(self, raw: bytes) -> Packet:
+        """:raises Refused: it is no packet of a node that may send packets now."""
+        return unpack(raw, lambda kid: self.fleet.resolve(kid, self.clock.now(), NODE))
+
     def _accept(self, raw: bytes) -> Entry:
         """Packets that an engine brings from elsewhere: their signature is checked too."""
-        key = self.fleet.resolve(framed_kid(raw), self.clock.now(), NODE)
-        return Entry.of(unpack(raw, key))
+        return Entry.of(self._verify(raw))
 
     def _arrived(self) -> None:
         for drain in self.drains:
@@ -145,7 +143,8 @@ class Station:
 
     def _drained(self, position: int) -> None:
         del position  # what counts is what *every* engine has
-        self.custodian.routed_through(self.spool.routed_through())
+        for front in self.fronts:
+            front.teller.routed_through(self.spool.routed_through())
 
     # - running
 
@@ -162,15 +161,15 @@ class Station:
             broker = await self._start_broker()
             if broker is not None:
                 ending.push_async_callback(broker.stop)
-            ending.push_async_callback(self.link.close)
-            await self.link.start()
+            ending.push_async_callback(self._close_links)
+            for front in self.fronts:
+                await front.link.start()
+            answers = self.drains[0].opened
             await until(
                 stop,
-                self.post.run(),
-                self.intake.run(),
-                self.desk.watch(),
-                self._serve_downlink(),
+                self.watch.run(),
                 self._keep_house(),
+                *(work for front in self.fronts for work in front.work(answers)),
                 *(drain.run() for drain in self.drains),
             )
 
@@ -190,10 +189,6 @@ class Station:
         log.info("embedded broker listens on %s:%d", host, broker.port)
         return broker
 
-    async def _serve_downlink(self) -> None:
-        await self.drains[0].opened.wait()
-        await asyncio.gather(self.downlink.answer(), self.downlink.publish())
-
     async def _keep_house(self) -> None:
         while True:
             await asyncio.sleep(HOUSEKEEPING)
@@ -209,6 +204,9 @@ class Station:
                 if drain.opened.is_set() and drain.away is None:
                     with contextlib.suppress(RoutingError):  # its drain will notice
                         await drain.engine.expire(int(now))
+
+    async def _close_links(self) -> None:
+        await asyncio.gather(*(front.link.close() for front in self.fronts))
 
     async def _close(self) -> None:
         for engine in self.engines:
@@ -249,7 +247,7 @@ class Station:
             "started": self.started,
             "disk": self.disk.trouble or self.fleet_disk.trouble,
             "permitted_until": self.fleet.permitted_until or None,
-            "link": link_status(self.link),
+            "links": [link_status(front.link) for front in self.fronts],
             "intake": {
                 "new": self.counts.new,
                 "known": self.counts.known,
@@ -258,10 +256,10 @@ class Station:
                 "refused": dict(self.counts.refused),
             },
             "downlink": {
-                "answered": self.downlink.answered,
-                "sent": self.downlink.sent,
-                "published": self.downlink.published,
-                "dropped": self.post.dropped,
+                "answered": sum(front.downlink.answered for front in self.fronts),
+                "sent": sum(front.downlink.sent for front in self.fronts),
+                "published": sum(front.downlink.published for front in self.fronts),
+                "dropped": sum(front.post.dropped for front in self.fronts),
             },
             "spool": {
                 "epoch": spool.epoch.hex(),

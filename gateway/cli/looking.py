@@ -82,11 +82,10 @@ def _show_status(found: dict[str, Any]) -> None:
     ]
     if found.get("disk"):
         rows.append(("warning", found["disk"]))
-    if found.get("disk"):
-        rows.append(("warning", found["disk"]))
     if (until := found["permitted_until"]) is not None and until > now:
         rows.append(("joining", f"permitted until {moment(until)}"))
-    rows += link_rows(found.get("link"))
+    for link in found.get("links", ()):
+        rows += link_rows(link)
     if (intake := found.get("intake")) is not None:
         refused = sum(intake["refused"].values())
         rows.append(

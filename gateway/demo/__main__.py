@@ -105,7 +105,7 @@ class Demo:
         self.field.wait("the last receipts", self._nothing_waits, DRAIN)
         self.field.wait("the routing layer", self._nothing_behind, DRAIN)
         status = self.field.status("gateway")
-        self._bytes_in = status["link"]["bytes_in"] if status else 0
+        self._bytes_in = sum(link["bytes_in"] for link in status["links"]) if status else 0
 
     # - what the acts are made of
 

@@ -228,8 +228,9 @@ RUNNING_NODE: dict[str, Any] = {
 RUNNING_GATEWAY: dict[str, Any] = {
     "name": "base", "kid": "aa", "site": "north", "now": NOW, "started": NOW,
     "permitted_until": None, "disk": "spool.db: the disk is full",
-    "link": {"name": "mqtt", "url": "mqtt://h", "up": True, "frames_in": 1, "frames_out": 1,
-             "bytes_in": 1, "bytes_out": 1, "dropped_in": 0, "last_error": None},
+    "links": [{"name": "mqtt", "url": "mqtt://h", "up": True, "connects": 1, "frames_in": 1,
+               "frames_out": 1, "bytes_in": 1, "bytes_out": 1, "dropped_in": 0,
+               "last_error": None, "extra": {"protocol": 5.0}}],
     "intake": {"new": 5, "known": 1, "stale": 0, "later": 0, "refused": {"signature": 2}},
     "downlink": {"answered": 1, "sent": 1, "published": 1, "dropped": 0},
     "spool": {"epoch": "aa", "packets": 5, "bytes": 700, "budget": 1000000},

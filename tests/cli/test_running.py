@@ -167,7 +167,7 @@ def test_a_gateway_for_real_is_asked_and_stopped(ready: Site) -> None:
     listen = f'listen = "127.0.0.1:{free_port()}"'
     ready.gateway_config.write_text(text.replace('#listen = "127.0.0.1:1883"', listen))
     with started("gateway", ready.gateway_config) as process:
-        shown = asked(ready.gateway, ready, process, lambda now: bool(now["link"]["up"]))
+        shown = asked(ready.gateway, ready, process, lambda now: bool(now["links"][0]["up"]))
         assert set(keys_of(shown)) == {*keys_of(RUNNING_GATEWAY), "running", "nodes", "waiting"}
         check_documented("qis-gateway", "status", shown)
     assert ready.gateway("status", "--json") == 0

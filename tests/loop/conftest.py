@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from gateway import desk, drain
+from gateway import drain, watch
 from qis_edge.core.custody import BROKER
 from qis_edge.links import mqtt, ways
 from qis_edge.links.base import Cadence
@@ -20,6 +20,6 @@ def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "BROKER_CADENCE", Cadence(hello=0.1))
     monkeypatch.setattr(ways, "BROKER", replace(BROKER, first_timeout=0.4, least_timeout=0.2))
     monkeypatch.setattr(membership, "ASK_EVERY", 0.1)
-    monkeypatch.setattr(desk, "REFRESH", 0.05)
+    monkeypatch.setattr(watch, "REFRESH", 0.05)
     monkeypatch.setattr(drain, "RETRY_FIRST", 0.02)
     monkeypatch.setattr(drain, "RETRY_LONGEST", 0.1)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from gateway.config import load_gateway
 from gateway.fleet import Fleet
+from gateway.receipting import Receipting
 from gateway.routing import EVERYTHING, Context, Entry, open_engine
 from gateway.spool import Spool
 from gateway.station import Station
@@ -376,6 +377,13 @@ def made_and_held(node: Node | Path) -> tuple[int, int]:
     """How many outcomes a node made, and how many are in custody."""
     stats = stats_of(node)
     return stats.made, stats.held_outcomes
+
+
+def owed(station: Station) -> int:
+    """Receipts of a gateway that wait for its routing engines."""
+    teller = station.fronts[0].teller
+    assert isinstance(teller, Receipting)
+    return teller.owed
 
 
 def spool_of(where: Station | Path) -> contextlib.closing[Spool]:

@@ -68,7 +68,8 @@ async def lose_the_broker(
             before = made_and_held(ewr)[1]
             await here.wait("custody", lambda: made_and_held(ewr)[1] >= before + 5)  # noqa: B023 - at once
             await again()
-        await here.wait("reconnecting", lambda: station.link.up and ewr.link.up and jfk.link.up)
+        link = station.fronts[0].link
+        await here.wait("reconnecting", lambda: link.up and ewr.link.up and jfk.link.up)
         await drained(here, ewr, jfk)
         await settled(here, station)
         made = {node.identity.kid: made_and_held(node)[0] for node in (ewr, jfk)}

@@ -115,7 +115,7 @@ async def test_a_gateway_that_restarts_learns_anew_who_listens(
         again = here.station()
         here.start(again)
         before = ewr.inbound.heard, jfk.inbound.heard
-        await here.wait("live packets again", lambda: again.downlink.published >= 3)
+        await here.wait("live packets again", lambda: again.fronts[0].downlink.published >= 3)
         await here.wait(
             "peers", lambda: ewr.inbound.heard > before[0] and jfk.inbound.heard > before[1]
         )
@@ -233,7 +233,7 @@ async def test_an_idle_node_says_one_hello_and_one_request_at_a_time(
         await here.join(station, node)
         await drained(here, node)
         await seconds(here, 0.3)  # its approval is noticed
-        up, down = record(node.link), record(station.link)
+        up, down = record(node.link), record(station.fronts[0].link)
         await seconds(here, 1.6)
         said = count(up, "out")
         assert 3 <= said.pop("Hello") <= 7
@@ -255,7 +255,7 @@ async def test_a_request_without_an_answer_is_made_ever_more_rarely(
         async def nothing(kid: bytes, asked: object) -> None:
             """An engine that is away, seen from the node."""
 
-        monkeypatch.setattr(station.downlink, "_answer", nothing)
+        monkeypatch.setattr(station.fronts[0].downlink, "_answer", nothing)
         frames = record(node.link)
         here.start(station, node)
         await here.join(station, node)

@@ -57,7 +57,7 @@ async def drain_backlog(folder: Path, medium: MemoryMedium, packets: int) -> Non
         assert not node.uplink._offered
         await settled(here, station)
         assert len(await routed(here.state("base"))) == stats_of(node).packets >= packets
-        assert station.post.dropped == 0
+        assert station.fronts[0].post.dropped == 0
         counters = node.uplink.custody.counters
         assert counters.resent <= counters.sent / 10
 

@@ -115,7 +115,7 @@ async def test_a_gateway_with_a_wrong_clock_is_not_believed(
         await here.stop(station)
         station = here.station(clock=False)
         # From its first minute on; credentials were judged before.
-        monkeypatch.setattr(station.desk, "_clock", SystemClock(wrong))
+        monkeypatch.setattr(station.fronts[0].desk, "_clock", SystemClock(wrong))
         resolve = station.fleet.resolve
         vars(station.fleet)["resolve"] = lambda kid, _, scope: resolve(kid, None, scope)
         node = here.node("ewr", clock=False)

@@ -344,14 +344,14 @@ async def test_what_is_injected_downwards_is_counted(here: Here) -> None:
 async def test_floods_of_questions_are_not_all_answered(here: Here) -> None:
     await here.quiet()
     me = here.node.identity.kid
-    sent = here.station.link.stats.frames_out
+    sent = here.station.fronts[0].link.stats.frames_out
     for _ in range(300):
         here.send(Wanted((me,)).encode(), os.urandom(8))  # strangers: one bucket each …
         here.send(Wanted((me,)).encode(), me)  # … and one asker
     await here.counted("flooded", 200)
-    await here.place.wait("answers", lambda: here.station.link.stats.frames_out > sent)
+    await here.place.wait("answers", lambda: here.station.fronts[0].link.stats.frames_out > sent)
     with pytest.raises(Refused):
-        here.station.desk.node_key(os.urandom(8))
+        here.station.fronts[0].desk.node_key(os.urandom(8))
 
 
 async def test_a_new_epoch_brings_back_what_the_gateway_lost(here: Here) -> None:
