@@ -7,7 +7,7 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
@@ -35,6 +35,14 @@ _ADMIN_APP = 6
 _QUICK = Timings(ask=1.0, silence=6.0, handshake=20.0, answer=1.0, idle=5.0, poll=0.1, stall=0.2)
 
 Ask = Callable[[str], None]
+
+
+class Stopping(Protocol):
+    """Something that runs on the bench."""
+
+    async def stop(self) -> None:
+        """End it."""
+        ...
 
 
 @dataclass(slots=True, eq=False)
@@ -124,8 +132,10 @@ class Bench(ABC):
         self.meter = meter
         self.rate = rate
         self.hosts: list[Host] = []
+        #: What else is to be stopped before the radios go.
+        self.fleets: list[Stopping] = []
         for role, address in self.ports.items():
-            meter.place(address, role)
+            meter.place(address, role, "emulated" if self.emulated else "")
 
     @property
     def node_radio(self) -> str:
@@ -215,6 +225,8 @@ class Bench(ABC):
 
     async def close(self) -> None:
         """Hang up everywhere."""
+        for fleet in self.fleets:
+            await fleet.stop()
         for host in self.hosts:
             await host.close()
 

@@ -33,6 +33,7 @@ class Meter:
         self.counting = True
         self._began = time.monotonic()
         self._roles: dict[str, str] = {}
+        self._shown: dict[str, str] = {}
         self._numbers: dict[int, str] = {}
         self._clients: weakref.WeakSet[MeshtasticClient] = weakref.WeakSet()
         self._under_way: dict[tuple[str, int], dict[str, Hop]] = {}
@@ -41,9 +42,10 @@ class Meter:
         """Seconds of the air since the run began."""
         return (time.monotonic() - self._began) * self.rate
 
-    def place(self, address: str, role: str) -> None:
-        """Say what the radio at an address is for."""
+    def place(self, address: str, role: str, shown: str = "") -> None:
+        """Say what the radio at an address is for, and how the report calls the address."""
         self._roles[address] = role
+        self._shown[address] = shown or address
 
     @contextlib.contextmanager
     def undisturbed(self, counting: bool = True) -> Iterator[None]:
@@ -113,7 +115,7 @@ class Meter:
         assert radio is not None
         facts = Device(
             role,
-            client.address,
+            self._shown.get(client.address, client.address),
             radio.number,
             radio.name,
             radio.firmware,

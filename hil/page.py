@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from html import escape
 from typing import Any
 
-from hil.plots import bars, scatter
+from hil.plots import MINUS, bars, scatter
 from hil.report import number, tables, verdict, where
 
 _STYLE = """
@@ -38,7 +38,7 @@ p { margin: 0.2rem 0; }
 .tile b { display: block; font-size: 1.45rem; line-height: 1.25; font-weight: 600; }
 .tile span { color: var(--soft); font-size: 0.85rem; line-height: 1.3; display: block; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr));
-  gap: 1rem; margin-top: 1rem; }
+  gap: 1rem; margin-top: 1rem; align-items: start; }
 figure { margin: 0; padding: 0.9rem 1rem 0.7rem; break-inside: avoid; }
 svg { display: block; width: 100%; height: auto; }
 svg text { fill: var(--soft); font-size: 12.5px; }
@@ -119,7 +119,7 @@ def _head(found: dict[str, Any]) -> Iterator[str]:
 
 def _tiles(found: dict[str, Any]) -> Iterator[str]:
     tiles = [
-        (f"{number(trip['p50'])} s", f"{trip['what']}, half of {trip['count']}")
+        (f"{number(trip['p50'])} s", f"{trip['what']}, median of {trip['count']}")
         for trip in found["round_trips"]
     ]
     counted = found["delivery"]
@@ -216,7 +216,8 @@ def _tables(found: dict[str, Any]) -> Iterator[str]:
 
 def _cell(kind: str, text: str, right: bool) -> str:
     right_aligned = ' class="n"' if right else ""
-    return f"<{kind}{right_aligned}>{escape(text)}</{kind}>"
+    shown = text.replace("-", MINUS) if right else text
+    return f"<{kind}{right_aligned}>{escape(shown)}</{kind}>"
 
 
 def _tests(found: dict[str, Any]) -> Iterator[str]:

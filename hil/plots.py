@@ -12,6 +12,8 @@ WIDTH, HEIGHT = 420, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 10, 40
 _ROW = 46
 
+MINUS = "\N{MINUS SIGN}"
+
 Point = tuple[float, float]
 
 
@@ -42,7 +44,8 @@ def scatter(
     points = [point for some in series.values() for point in some]
     xs = ticks(0.0, max(px for px, _ in points))
     values = [py for _, py in points]
-    ys = ticks(0.0 if from_zero else min(values), max(values))
+    room = 0.06 * (max(values) - min(values))  # so that no dot lies on the frame
+    ys = ticks(0.0 if from_zero else min(values) - room, max(values) + room)
 
     def at(px: float, py: float) -> tuple[float, float]:
         across = (px - xs[0]) / (xs[-1] - xs[0])
@@ -131,4 +134,4 @@ def _legend(series: Mapping[str, Sequence[Point]], y: str) -> str:
 
 
 def _minus(text: str) -> str:
-    return text.replace("-", "\N{MINUS SIGN}")
+    return text.replace("-", MINUS)
