@@ -49,6 +49,12 @@ class Preset:
         """Milliseconds of one symbol."""
         return 1000.0 * (1 << self.spreading) / self.bandwidth
 
+    @property
+    def snr_limit(self) -> float:
+        """The SNR in dB down to which frames are understood: -7.5 at SF7 to -20 at SF12
+        (Semtech SX1276 data sheet, table 13; SX1261/2 data sheet, section 6.1.1.1)."""
+        return -7.5 - 2.5 * (self.spreading - 7)
+
 
 def _presets() -> Mapping[str, Preset]:
     table = (
@@ -82,36 +88,60 @@ class Region:
     widest: int = 500_000
 
 
-#: By the names that Meshtastic gives them.
+#: By the names that Meshtastic gives them. Source: the table of regions in the firmware's
+#: ``src/mesh/RadioInterface.cpp`` (the lines ``RDEF``: bands, duty cycles, and presets that
+#: are wider than the band), as of the development of 2.8, where Thailand has 10%, as its law
+#: does; 2.7 lets it send without end. Left out are those with presets of their own:
+#: ``LORA_24``, ``EU_866``, ``EU_N_868``.
 REGIONS: Mapping[str, Region] = MappingProxyType(
     {
         region.name: region
         for region in (
-            Region("EU_868", 0.10, 250_000),
-            Region("EU_433", 0.10),
             Region("US"),
+            Region("EU_433", 0.10),
+            Region("EU_868", 0.10, 250_000),
             Region("CN"),
             Region("JP"),
             Region("ANZ"),
+            Region("ANZ_433"),
+            Region("RU"),
             Region("KR"),
             Region("TW"),
-            Region("RU"),
             Region("IN"),
             Region("NZ_865"),
-            Region("TH"),
+            Region("TH", 0.10),
             Region("UA_433", 0.10),
             Region("UA_868", 0.01),
             Region("MY_433"),
             Region("MY_919"),
             Region("SG_923"),
+            Region("PH_433"),
+            Region("PH_868"),
+            Region("PH_915"),
+            Region("KZ_433"),
+            Region("KZ_863"),
+            Region("NP_865"),
+            Region("BR_902"),
         )
     }
 )
 
 
+def region_named(name: str) -> Region:
+    """The region that a radio tells; one that we do not know is taken for as strict as the
+    strictest of those that we do."""
+    return REGIONS.get(name) or Region(name, 0.01, 250_000)
+
+
 def effective(preset: Preset, region: Region) -> Preset:
     """The preset that a radio really uses in a region."""
     return PRESETS["LONG_FAST"] if preset.bandwidth > region.widest else preset
+
+
+def effective_preset(region: str, preset: str) -> Preset:
+    """The same by the names that a radio tells; a preset that we do not know is taken for
+    LONG_FAST."""
+    return effective(PRESETS.get(preset, PRESETS["LONG_FAST"]), region_named(region))
 
 
 def on_air(payload_size: int) -> int:

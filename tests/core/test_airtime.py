@@ -15,10 +15,13 @@ from qis_edge.core.airtime import (
     Budget,
     airtime_ms,
     effective,
+    effective_preset,
     on_air,
+    region_named,
     time_on_air_ms,
 )
 from qis_edge.core.errors import UsageError
+from qis_edge.links.meshtastic_stream import definitions
 
 SIZES = (50, 100, 150, 200, 231)
 #: Milliseconds as the firmware computes them, for payloads of SIZES and for its own ACK.
@@ -69,6 +72,42 @@ def test_a_turbo_preset_does_not_fit_the_european_slot() -> None:
     assert effective(PRESETS["SHORT_TURBO"], REGIONS["EU_868"]) == PRESETS["LONG_FAST"]
     assert effective(PRESETS["SHORT_TURBO"], REGIONS["US"]) == PRESETS["SHORT_TURBO"]
     assert effective(PRESETS["MEDIUM_FAST"], REGIONS["EU_868"]) == PRESETS["MEDIUM_FAST"]
+
+
+def test_presets_and_regions_by_the_names_that_a_radio_tells() -> None:
+    assert effective_preset("EU_868", "SHORT_TURBO").name == "LONG_FAST"
+    assert effective_preset("EU_868", "SHORT_FAST").name == "SHORT_FAST"
+    assert effective_preset("UA_868", "LONG_TURBO").name == "LONG_TURBO"
+    # Of what nobody knows yet, the most careful is taken.
+    assert effective_preset("ATLANTIS", "SHORT_TURBO").name == "LONG_FAST"
+    assert effective_preset("US", "HYPER_FAST").name == "LONG_FAST"
+    assert region_named("EU_868") is REGIONS["EU_868"]
+    strictest = min(region.duty_cycle for region in REGIONS.values())
+    assert region_named("ATLANTIS").duty_cycle == strictest
+
+
+def test_duty_cycles_are_those_of_the_firmware() -> None:
+    limited = {name: region.duty_cycle for name, region in REGIONS.items() if region.duty_cycle < 1}
+    assert limited == {
+        "EU_433": 0.10,
+        "EU_868": 0.10,
+        "TH": 0.10,
+        "UA_433": 0.10,
+        "UA_868": 0.01,
+    }
+
+
+def test_every_region_is_one_that_radios_know() -> None:
+    codes = definitions("config_pb2").Config.LoRaConfig.RegionCode
+    assert set(REGIONS) <= set(codes.keys())
+
+
+@pytest.mark.parametrize(
+    ("name", "limit"),
+    [("SHORT_TURBO", -7.5), ("SHORT_SLOW", -10), ("LONG_FAST", -17.5), ("LONG_SLOW", -20)],
+)
+def test_demodulation_limits_are_those_of_the_data_sheet(name: str, limit: float) -> None:
+    assert PRESETS[name].snr_limit == limit
 
 
 @given(st.lists(st.tuples(st.floats(0, 900), st.floats(1, 15_000)), max_size=200))
