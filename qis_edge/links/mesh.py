@@ -11,23 +11,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
+import math
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
 
 from qis_edge.core import airtime
-from qis_edge.core.custody import Answered, Custody
-from qis_edge.core.errors import DoesNotFit, LinkError, Reason, Refused, UsageError
+from qis_edge.core.errors import LinkError, Refused, UsageError
 from qis_edge.core.mesh.elision import Context
 from qis_edge.core.mesh.framing import Answer as AnswerFrame
-from qis_edge.core.mesh.framing import Missing, Unknown
+from qis_edge.core.mesh.framing import Missing, Signal, Unknown
 from qis_edge.core.mesh.receiver import Asked, Limits, Message, Receiver
 from qis_edge.core.mesh.repeats import Repeats
-from qis_edge.core.mesh.sender import Sender, Timing
-from qis_edge.core.packet import MAX_PACKET, Packet, unpack
+from qis_edge.core.mesh.sender import Timing
+from qis_edge.core.messages import Position, decode
+from qis_edge.core.packet import MAX_PACKET, Packet
 from qis_edge.links import base, meshtastic_session
 from qis_edge.links.base import (
     MESH_CADENCE,
@@ -38,7 +38,9 @@ from qis_edge.links.base import (
     Received,
     Role,
 )
+from qis_edge.links.mesh_broadcast import PACKET, Broadcasts
 from qis_edge.links.mesh_settings import MeshSettings
+from qis_edge.links.mesh_way import MeshWay
 from qis_edge.links.meshtastic_client import MeshtasticClient
 from qis_edge.links.meshtastic_session import (
     PRIVATE_APP,
@@ -51,7 +53,6 @@ from qis_edge.links.meshtastic_session import (
 )
 from qis_edge.links.outage import Outage
 from qis_edge.links.wake import Wake
-from qis_edge.links.ways import Key
 
 __all__ = ["MeshLink", "MeshSettings", "MeshWay"]
 
@@ -61,21 +62,16 @@ log = logging.getLogger(__name__)
 _ELIDED = 58
 #: Received messages that wait for the receiver.
 _WAITING = 256
-#: A context travels whole again after so many seconds, or packets.
-WHOLE_EVERY, WHOLE_AFTER = 6 * 3600.0, 12
-#: What was on the air is not told to peers again within so many seconds.
-_AGAIN = 3600.0
-_REMEMBERED = 2048
-#: Seconds until a radio that refuses for good is tried again, and one that has no room.
-_BLOCKED, _NO_ROOM = 60.0, 2.0
+#: Seconds until a radio that refuses is tried again, doubled each time that its duty cycle
+#: is used up; and one that has no room.
+_BLOCKED, _LONGEST_BLOCKED, _NO_ROOM = 60.0, 600.0, 2.0
 #: The least time between two looks at machines that had nothing after all.
 _LOOK = 0.5
-_PACKET = b"\xd2\x84"
 
-_LASTING = {
+#: Why a radio sends nothing at all, and what helps.
+_BARRED = {
     meshtastic_session.Reason.DISABLED: "run qis-edge radio configure",
     meshtastic_session.Reason.NO_CHANNEL: "set channel under [links.meshtastic]",
-    meshtastic_session.Reason.TOO_LARGE: "set frame under [links.meshtastic]",
     meshtastic_session.Reason.NO_KEY: None,
     meshtastic_session.Reason.OTHER: None,
 }
@@ -116,19 +112,27 @@ class MeshLink:
         self._arrived, self._changed, self._taken, self._poked = Wake(), Wake(), Wake(), Wake()
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
-        self._blocked = float("-inf")
+        self._up = False
+        self._barred = False  # the radio sends nothing at all, as it says
+        self._blocked = 0.0  # until then nothing is given to it
+        self._block = _BLOCKED  # how long the next time
+        self._error: str | None = None
+        self._said: set[str] = set()
         self._seen = (0, 0)  # the client's connects and reboots
-        self._was = (False, 0)  # up, and room
+        self._was: tuple[bool, int, bool] = (False, 0, False)  # up, room, silent
         self._held: bytes | None = None  # a frame that the radio did not take yet
         self._air_free = 0.0
         self._spent_ms = 0.0
-        self._on_air: OrderedDict[bytes, float] = OrderedDict()
-        self._whole: OrderedDict[bytes, tuple[float, int]] = OrderedDict()
+        self._dropped = 0
         self._way: MeshWay | None = None
         self._small = Repeats(frame=settings.frame)
-        self._bulk = Repeats(frame=settings.frame)
-        self._receiver = Receiver(verify, answers=role is Role.GATEWAY, frame=settings.frame)
-        self._tune(airtime.REGIONS["EU_868"], airtime.PRESETS["LONG_FAST"])
+        self._bulk = Broadcasts(frame=settings.frame)
+        self._verify = verify
+        self._receiver = self._make_receiver(Limits())
+        # Until the radio has told: what is slow and bound.
+        self.region = self._lawful(airtime.REGIONS["EU_868"])
+        self.budget = airtime.Budget(self.region, self.now())
+        self._tune(self.region, airtime.PRESETS["LONG_FAST"])
 
     def now(self) -> float:
         """The radio's time."""
@@ -136,15 +140,26 @@ class MeshLink:
 
     # - the radio's law
 
+    def _lawful(self, region: airtime.Region) -> airtime.Region:
+        share = self.settings.duty_cycle
+        return region if share is None else replace(region, duty_cycle=share)
+
     def _tune(self, region: airtime.Region, preset: airtime.Preset) -> None:
-        if self.settings.duty_cycle is not None:
-            region = replace(region, duty_cycle=self.settings.duty_cycle)
-        self.region, self.preset = region, airtime.effective(preset, region)
-        self.budget = airtime.Budget(region, self.now())
+        """By this law from now on; of what was heard, the contexts stay known."""
+        if region != self.region:
+            self.region = region
+            self.budget = airtime.Budget(region, self.now())
+        self.preset = preset
         self.timing = Timing.of(self.airtime, relays=self.settings.relays)
-        self._receiver.limits = Limits.of(self.airtime, region.duty_cycle)
+        known = self._receiver.contexts
+        self._receiver = self._make_receiver(Limits.of(self.airtime, region.duty_cycle))
+        self._receiver.contexts = known
         if self._way is not None:
             self._way.retime(self.timing)
+
+    def _make_receiver(self, limits: Limits) -> Receiver:
+        answers = self._role is Role.GATEWAY
+        return Receiver(self._verify, answers=answers, frame=self.settings.frame, limits=limits)
 
     def airtime(self, size: int) -> float:
         """Seconds that a frame of so many bytes is on the air."""
@@ -152,27 +167,35 @@ class MeshLink:
 
     def _connected(self, radio: RadioInfo) -> None:
         """The radio told who it is, for the first time or anew."""
-        self._held = None
-        self._air_free = self.now()
-        self._blocked = float("-inf")
-        preset = airtime.PRESETS.get(radio.preset)
+        self._held = self._error = None
+        self._air_free = self._blocked = self.now()
+        self._block = _BLOCKED
+        self._barred = False
+        if radio.region == "UNSET" or not radio.tx_enabled:
+            what = "its region is not set" if radio.tx_enabled else "its transmitter is off"
+            self._bar(what, _BARRED[meshtastic_session.Reason.DISABLED])
         region = airtime.REGIONS.get(radio.region)
-        if radio.region == "UNSET":
-            self._refuse("its region is not set", "run qis-edge radio configure")
-            return
-        if preset is None or region is None:
-            what = f"preset {radio.preset!r}" if preset is None else f"region {radio.region!r}"
-            log.warning("%s: unknown %s, taken for LONG_FAST at 10%%", self.name, what)
-        region = region or airtime.Region(radio.region, 0.10, 250_000)
-        preset = preset or airtime.PRESETS["LONG_FAST"]
-        if (region.name, airtime.effective(preset, region)) != (self.region.name, self.preset):
+        if region is None and radio.region != "UNSET":
+            self._warn(f"unknown region {radio.region!r}, taken for one of 10%")
+        preset = airtime.PRESETS.get(radio.preset)
+        if preset is None:
+            self._warn(f"unknown preset {radio.preset!r}, taken for LONG_FAST")
+        region = self._lawful(region or airtime.Region(radio.region, 0.10, 250_000))
+        preset = airtime.effective(preset or airtime.PRESETS["LONG_FAST"], region)
+        if (region, preset) != (self.region, self.preset):
             self._tune(region, preset)
 
-    def _refuse(self, cause: str, hint: str | None) -> None:
+    def _bar(self, cause: str, hint: str | None) -> None:
         """The radio does not send for us, and will not soon."""
-        self._blocked = self.now() + _BLOCKED
-        self._stats.last_error = cause
+        self._barred = True
+        self._error = cause
         self._outage.cause(cause, hint)
+
+    def _warn(self, text: str) -> None:
+        """Once."""
+        if text not in self._said:
+            self._said.add(text)
+            log.warning("%s: %s", self.name, text)
 
     def _telemetry(self, told: Telemetry) -> None:
         self.budget.channel(told.channel_utilization / 100.0, self.now())
@@ -182,12 +205,13 @@ class MeshLink:
     @property
     def up(self) -> bool:
         """See :class:`qis_edge.links.base.Link`."""
-        return self.client.up and self.now() >= self._blocked
+        return self._up
 
     @property
     def room(self) -> int:
-        """See :class:`qis_edge.links.base.Link`."""
-        return min(self._small.room, self._bulk.room) if self.up else 0
+        """See :class:`qis_edge.links.base.Link`. Packets for all to hear take no room of
+        others: too many of them drive out each other."""
+        return self._small.room if self._up else 0
 
     @property
     def not_before(self) -> float:
@@ -200,18 +224,17 @@ class MeshLink:
         if left <= self.settings.frame:
             return airtime.airtime_ms(left, self.preset)
         pieces = -(-left // (self.settings.frame - 4))
-        return pieces * airtime.airtime_ms(
-            min(self.settings.frame, -(-left // pieces) + 4), self.preset
-        )
+        return pieces * airtime.airtime_ms(-(-left // pieces) + 4, self.preset)
 
     @property
     def stats(self) -> LinkStats:
-        """Frames are the radio's; ``extra`` tells of the air: ``airtime_ms`` spent since the
-        start, ``hour_ms`` in the last hour, ``left_ms`` that may be spent at once,
-        ``hourly_ms`` that an hour allows, ``utilisation`` of the channel (0..1)."""
+        """Frames are the radio's. ``extra`` tells of the air, in milliseconds: ``airtime_ms``
+        spent since the start, ``hour_ms`` in the last hour, ``left_ms`` that may be spent at
+        once, ``hourly_ms`` that an hour allows; ``utilisation`` of the channel (0..1)."""
         stats, spending = self._stats, self.budget.state(self.now())
         radio, told = self.client.radio, self.client.telemetry
-        stats.last_error = stats.last_error or self.client.stats.last_error
+        stats.last_error = self._error or self.client.stats.last_error
+        stats.dropped_in = self._dropped + self.client.stats.dropped
         stats.extra.update(
             airtime_ms=round(self._spent_ms),
             hour_ms=round(spending.spent_ms),
@@ -220,6 +243,8 @@ class MeshLink:
             utilisation=round(told.channel_utilization / 100.0, 4) if told else 0.0,
             radio=radio.number if radio else 0,
             reboots=self.client.stats.reboots,
+            waiting=len(self._small) + len(self._bulk),
+            dropped_out=self._bulk.dropped,
             duplicates=self._receiver.duplicates,
             unrestored=self._receiver.unrestored,
             polls=self._way.sender.polls if self._way else 0,
@@ -244,6 +269,7 @@ class MeshLink:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.client.close()
+        self._tell()
         for wake in (self._arrived, self._changed, self._taken, self._poked):
             wake.end()
 
@@ -262,48 +288,20 @@ class MeshLink:
             raise LinkError(f"{self.name}: {len(frame)} bytes, not 1..{self.mtu}")
         if not self.room:
             raise LinkError(f"{self.name} is {'full' if self.up else 'down'}")
-        try:
-            if to.direction is Direction.UP or not frame.startswith(_PACKET):
-                self._small.send(frame, self.now())
-            else:
-                self._broadcast(frame, again=to.direction is Direction.DOWN)
-        except DoesNotFit as error:
-            raise LinkError(f"{self.name}: {error}") from error
+        if to.direction is not Direction.UP and self._goes_with_packets(frame):
+            self._bulk.send(frame, to)
+        else:
+            self._small.send(frame, self.now())
         self._poked.notify()
 
-    def _broadcast(self, raw: bytes, *, again: bool) -> None:
-        """A packet for whoever listens, unless all heard it lately.
-
-        :param again: somebody asks for it.
-        """
+    def _goes_with_packets(self, frame: bytes) -> bool:
+        """Packets, and what must not overtake them."""
+        if frame.startswith(PACKET):
+            return True
         try:
-            packet = unpack(raw)
-        except Refused as refusal:
-            raise LinkError(f"{self.name}: no packet: {refusal}") from refusal
-        now = self.now()
-        if self._was_on_air(packet.id, now) and not again:
-            return
-        name = Context.of(packet).name
-        at, count = self._whole.get(name, (float("-inf"), 0))
-        if now - at >= WHOLE_EVERY or count >= WHOLE_AFTER:
-            self._bulk.send(raw, now)
-            at, count = now, 0
-        else:
-            self._bulk.send_elided(packet, now)
-        self._whole[name] = at, count + 1
-        self._whole.move_to_end(name)
-        if len(self._whole) > _REMEMBERED:
-            self._whole.popitem(last=False)
-        self._note_on_air(packet.id, now)
-
-    def _was_on_air(self, packet_id: bytes, now: float) -> bool:
-        return now - self._on_air.get(packet_id, float("-inf")) < _AGAIN
-
-    def _note_on_air(self, packet_id: bytes, now: float) -> None:
-        self._on_air[packet_id] = now
-        self._on_air.move_to_end(packet_id)
-        if len(self._on_air) > _REMEMBERED:
-            self._on_air.popitem(last=False)
+            return len(self._bulk) > 0 and isinstance(decode(frame), Position)
+        except Refused:
+            return False
 
     async def receive(self) -> Received:
         """See :class:`qis_edge.links.base.Link`."""
@@ -322,7 +320,13 @@ class MeshLink:
 
     def make_way(self, copies: int) -> MeshWay:
         """See :class:`qis_edge.links.ways.Carrier`."""
-        self._way = MeshWay(self, copies, self._poked.notify)
+        self._way = MeshWay(
+            self.timing,
+            copies,
+            now=self.now,
+            poke=self._poked.notify,
+            frame=self.settings.frame,
+        )
         return self._way
 
     @property
@@ -334,7 +338,7 @@ class MeshLink:
         """See :class:`qis_edge.links.ways.Carrier`."""
         if not self.up or self.busy:
             return False
-        self._broadcast(raw, again=False)
+        self._bulk.send(raw, Destination(Direction.PEERS))
         self._poked.notify()
         return True
 
@@ -356,13 +360,12 @@ class MeshLink:
 
     async def _pump(self) -> None:
         while True:
-            changed, poked = self.client.changed(), self._poked.changed()
-            self._look()
-            until = await self._send_some()
-            self._tell()
-            waits = [asyncio.ensure_future(wait) for wait in (changed, poked)]
-            timeout = None if until is None else max(0.0, until - self.now()) / self._rate
+            waits = [asyncio.ensure_future(w.changed()) for w in (self.client, self._poked)]
             try:
+                self._look()
+                until = await self._send_some()
+                self._tell()
+                timeout = None if until is None else max(0.0, until - self.now()) / self._rate
                 await asyncio.wait(waits, timeout=timeout, return_when="FIRST_COMPLETED")
             finally:
                 for wait in waits:
@@ -373,25 +376,36 @@ class MeshLink:
         seen = self.client.stats.connects, self.client.stats.reboots
         if self.client.up and seen != self._seen and self.client.radio is not None:
             self._seen = seen
-            self._stats.connects += 1
+            if self._up:  # it was away for a moment
+                self._set_up(False)
             self._connected(self.client.radio)
         self._tell()
 
     def _tell(self) -> None:
         """Those who wait, if something changed for them."""
-        was, self._was = self._was, (self.up, self.room)
-        if self.up and not was[0]:
-            self._stats.last_error = None
-            self._outage.over(f"{self.preset.name} in {self.region.name}")
-        elif was[0] and not self.up:
-            self._stats.disconnects += 1
+        up = self.client.up and not self._barred and not self._closed
+        if up != self._up:
+            self._set_up(up)
+        silent = self._way is not None and self._way.silent
+        was, self._was = self._was, (self._up, self.room, silent)
         if was != self._was:
             self._changed.notify()
+
+    def _set_up(self, up: bool) -> None:
+        self._up = up
+        if up:
+            self._stats.connects += 1
+            self._outage.over(f"{self.preset.name} in {self.region.name}")
+        else:
+            self._stats.disconnects += 1
+        self._changed.notify()
 
     async def _send_some(self) -> float | None:
         """Give the radio what may go now. The radio's time of when to look again."""
         while self.client.up:
             now = self.now()
+            if self._barred and self._held is None:
+                return None  # until it is configured, and begins anew
             if now < self._blocked:
                 return self._blocked
             if not self.client.room:
@@ -406,8 +420,7 @@ class MeshLink:
             frame = self._held or self._next(now)
             if frame is None:
                 return now + _LOOK
-            if (later := await self._give(frame)) is not None:
-                return later
+            await self._give(frame)
         return None
 
     def _allowed(self, now: float) -> float:
@@ -415,14 +428,18 @@ class MeshLink:
         return self.budget.when(1000 * self.airtime(self.settings.frame), now, urgent=urgent)
 
     def _due(self, now: float) -> float | None:
-        """When there is something to send."""
-        times = [float("-inf")] if self._held or len(self._small) else []
-        times += [at for at in (self._receiver.next_deadline(),) if at is not None]
-        if self._way is not None and (at := self._way.sender.next_deadline()) is not None:
-            times.append(at)
+        """When there is something to send: a time in the past means now."""
+        if self._held is not None or len(self._small):
+            return -math.inf
+        times = [self._receiver.next_deadline()]
+        if self._way is not None:
+            sender = self._way.sender
+            # What is urgent waits for no answer where none comes.
+            now_urgent = sender.silent and sender.urgent_waits(now)
+            times.append(-math.inf if now_urgent else sender.next_deadline())
         if len(self._bulk):
             times.append(self._bulk_from(now))
-        return min(times, default=None)
+        return min((at for at in times if at is not None), default=None)
 
     def _bulk_from(self, now: float) -> float:
         """What nobody takes custody of leaves half of what is saved up to the others."""
@@ -436,16 +453,18 @@ class MeshLink:
             frame = self._bulk.next(now)
         return frame
 
-    async def _give(self, frame: bytes) -> float | None:
-        """Give the radio a frame; when to go on, if not at once."""
+    async def _give(self, frame: bytes) -> None:
+        """Give the radio a frame; if it does not take it, the frame is held."""
         settings = self.settings
         outgoing = Outgoing(frame, channel=settings.channel, hop_limit=settings.hop_limit)
         self._held = frame
         outcome = await self.client.send(outgoing)
         now = self.now()
         if isinstance(outcome, Declined):
-            return self._declined(outcome, now)
+            self._declined(outcome.reason, now)
+            return
         self._held = None
+        # If it may have it, it counts.
         spent = self.airtime(len(frame))
         self.budget.spend(1000 * spent, now)
         self._spent_ms += 1000 * spent
@@ -453,19 +472,25 @@ class MeshLink:
         if isinstance(outcome, Taken):
             self._stats.frames_out += 1
             self._stats.bytes_out += len(frame)
-        return None
+            self._barred, self._error, self._block = False, None, _BLOCKED
 
-    def _declined(self, outcome: Declined, now: float) -> float:
-        reason = outcome.reason
-        if reason is meshtastic_session.Reason.DUTY_CYCLE:
+    def _declined(self, reason: meshtastic_session.Reason, now: float) -> None:
+        if reason is meshtastic_session.Reason.TOO_LARGE:
+            # Others may pass.
+            self._held = None
+            self._error = "the radio says that our frames are too large"
+            self._warn(f"{self._error}: set frame under [links.meshtastic]")
+            self._blocked = now + _BLOCKED
+        elif reason is meshtastic_session.Reason.DUTY_CYCLE:
             self.budget.refused(now)
-            return now + _BLOCKED
-        if reason not in _LASTING:
-            return now + _NO_ROOM
-        self._held = None
-        self._refuse(f"the radio says: {reason.value}", _LASTING[reason])
-        self._look()
-        return self._blocked
+            self._blocked = now + self._block
+            self._block = min(2 * self._block, _LONGEST_BLOCKED)
+        elif reason in _BARRED:
+            self._bar(f"the radio says: {reason.value}", _BARRED[reason])
+            self._blocked = now + _BLOCKED
+            self._tell()
+        else:
+            self._blocked = now + _NO_ROOM
 
     # - in
 
@@ -480,14 +505,15 @@ class MeshLink:
     def _hear(self, heard: Heard) -> None:
         stats = self._stats
         if heard.port != PRIVATE_APP or heard.channel != self.settings.channel:
-            stats.dropped_in += 1
+            self._dropped += 1
             return
         stats.frames_in += 1
         stats.bytes_in += len(heard.payload)
         try:
-            events = self._receiver.take(heard.source, heard.payload, self.now())
+            signal = Signal(heard.snr, heard.rssi, heard.hops)
+            events = self._receiver.take(heard.source, heard.payload, self.now(), signal)
         except Refused as refusal:
-            stats.dropped_in += 1
+            self._dropped += 1
             log.debug("%s: refused from !%08x: %s", self.name, heard.source, refusal)
             return
         # Another gateway's receipts are no news to a gateway.
@@ -502,7 +528,7 @@ class MeshLink:
         match event:
             case Message():
                 if event.packet is not None:
-                    self._note_on_air(event.packet.id, now)
+                    self._bulk.heard(event.packet.id, now)
                 self._bring(Received(event.raw, direction, link=self.name))
             case Asked():
                 question = Question(event.stores, event.sequences, event)
@@ -520,93 +546,6 @@ class MeshLink:
     def _bring(self, received: Received) -> None:
         self._waiting.append(received)
         self._arrived.notify()
-
-
-class MeshWay:
-    """See :class:`qis_edge.links.ways.Way`: bursts that ask, answers, polls."""
-
-    def __init__(self, link: MeshLink, copies: int, poke: Callable[[], None]) -> None:
-        self._now = link.now
-        self._poke = poke
-        self.custody: Custody[Key] = Custody(random.random, pace=link.timing.pace(), copies=copies)
-        self.sender = Sender(
-            self.custody,
-            link.timing,
-            random.random,
-            frame=link.settings.frame,
-            whole_every=WHOLE_EVERY,
-        )
-
-    def retime(self, timing: Timing) -> None:
-        """The radio has another preset or region than was thought."""
-        was_up = self.custody.up
-        self.shut()
-        self.sender.timing = timing
-        self.custody.retune(timing.pace())
-        if was_up:
-            self.open()
-
-    def offer(self, key: Key, raw: bytes, priority: int) -> tuple[Key, ...]:
-        """See :class:`qis_edge.links.ways.Way`."""
-        dropped = self.sender.offer(key, unpack(raw), priority, self._now())
-        self._poke()
-        return dropped
-
-    def withdraw(self, key: Key) -> None:
-        """See :class:`qis_edge.links.ways.Way`."""
-        self.sender.withdraw(key)
-
-    def answered(
-        self,
-        gateway: bytes,
-        *,
-        held: Iterable[Key],
-        refused: Iterable[tuple[Reason | int, Iterable[Key]]],
-        later: Iterable[tuple[float, Iterable[Key]]],
-    ) -> Answered[Key]:
-        """See :class:`qis_edge.links.ways.Way`."""
-        answered = self.sender.answered(
-            gateway, self._now(), held=held, refused=refused, later=later
-        )
-        self._poke()
-        return answered
-
-    def heard(self, gateway: bytes) -> None:
-        """See :class:`qis_edge.links.ways.Way`."""
-        self.custody.heard(self._now(), gateway)
-        self.sender.heard(self._now())
-        self._poke()
-
-    def lost(self, gateway: bytes) -> None:
-        """See :class:`qis_edge.links.ways.Way`."""
-        self.custody.forget_gateway(gateway, self._now())
-        self._poke()
-
-    def open(self) -> None:
-        """See :class:`qis_edge.links.ways.Way`."""
-        if not self.custody.up:
-            self.sender.link_up(self._now())
-            self._poke()
-
-    def shut(self) -> None:
-        """See :class:`qis_edge.links.ways.Way`."""
-        if self.custody.up:
-            self.sender.link_down(self._now())
-
-    def reopen(self) -> None:
-        """See :class:`qis_edge.links.ways.Way`."""
-        self.shut()
-        self.open()
-
-    @property
-    def silent(self) -> bool:
-        """See :class:`qis_edge.links.ways.Way`."""
-        return self.sender.silent
-
-    async def send(self) -> float | None:
-        """The link sends by itself; see :class:`qis_edge.links.ways.Way`."""
-        self._poke()
-        return None
 
 
 def _scaled(cadence: base.Cadence, rate: float) -> base.Cadence:

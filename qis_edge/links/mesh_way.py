@@ -1,0 +1,109 @@
+"""How packets in custody go up a mesh: bursts that ask, answers, polls."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+
+from qis_edge.core.custody import Answered, Custody
+from qis_edge.core.errors import Reason
+from qis_edge.core.mesh.sender import Sender, Timing
+from qis_edge.core.packet import unpack
+from qis_edge.links.mesh_broadcast import WHOLE_EVERY
+from qis_edge.links.ways import Key
+
+
+class MeshWay:
+    """See :class:`qis_edge.links.ways.Way`. The link sends what :attr:`sender` has.
+
+    :param now: the link's time.
+    :param poke: tells the link that something changed.
+    :param frame: bytes that a frame may have.
+    """
+
+    def __init__(
+        self,
+        timing: Timing,
+        copies: int,
+        *,
+        now: Callable[[], float],
+        poke: Callable[[], None],
+        frame: int,
+    ) -> None:
+        self._now = now
+        self._poke = poke
+        self.custody: Custody[Key] = Custody(random.random, pace=timing.pace(), copies=copies)
+        self.sender = Sender(
+            self.custody, timing, random.random, frame=frame, whole_every=WHOLE_EVERY
+        )
+
+    def retime(self, timing: Timing) -> None:
+        """The radio has another preset or region than was thought."""
+        was_up = self.custody.up
+        self.shut()
+        self.sender.timing = timing
+        self.custody.retune(timing.pace())
+        if was_up:
+            self.open()
+
+    def offer(self, key: Key, raw: bytes, priority: int) -> tuple[Key, ...]:
+        """See :class:`qis_edge.links.ways.Way`."""
+        dropped = self.sender.offer(key, unpack(raw), priority, self._now())
+        self._poke()
+        return dropped
+
+    def withdraw(self, key: Key) -> None:
+        """See :class:`qis_edge.links.ways.Way`."""
+        self.sender.withdraw(key)
+
+    def answered(
+        self,
+        gateway: bytes,
+        *,
+        held: Iterable[Key],
+        refused: Iterable[tuple[Reason | int, Iterable[Key]]],
+        later: Iterable[tuple[float, Iterable[Key]]],
+    ) -> Answered[Key]:
+        """See :class:`qis_edge.links.ways.Way`."""
+        answered = self.sender.answered(
+            gateway, self._now(), held=held, refused=refused, later=later
+        )
+        self._poke()
+        return answered
+
+    def heard(self, gateway: bytes) -> None:
+        """See :class:`qis_edge.links.ways.Way`."""
+        self.custody.heard(self._now(), gateway)
+        self.sender.heard(self._now())
+        self._poke()
+
+    def lost(self, gateway: bytes) -> None:
+        """See :class:`qis_edge.links.ways.Way`."""
+        self.custody.forget_gateway(gateway, self._now())
+        self._poke()
+
+    def open(self) -> None:
+        """See :class:`qis_edge.links.ways.Way`."""
+        if not self.custody.up:
+            self.sender.link_up(self._now())
+            self._poke()
+
+    def shut(self) -> None:
+        """See :class:`qis_edge.links.ways.Way`."""
+        if self.custody.up:
+            self.sender.link_down(self._now())
+
+    def reopen(self) -> None:
+        """See :class:`qis_edge.links.ways.Way`."""
+        self.shut()
+        self.open()
+
+    @property
+    def silent(self) -> bool:
+        """See :class:`qis_edge.links.ways.Way`."""
+        return self.sender.silent
+
+    async def send(self) -> float | None:
+        """The link sends by itself; see :class:`qis_edge.links.ways.Way`."""
+        self._poke()
+        return None
