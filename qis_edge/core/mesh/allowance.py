@@ -21,6 +21,11 @@ class Allowance:
     def __post_init__(self) -> None:
         self._left = self.most
 
+    @property
+    def left(self) -> int:
+        """How many there were after the last :meth:`take`."""
+        return int(self._left)
+
     def take(self, now: float) -> bool:
         """One frame, if there is one left."""
         self._left = min(self.most, self._left + max(0.0, now - self._at) / self.every)

@@ -29,7 +29,7 @@ class Echo:
         :param heard: how, if that is known.
         """
         if self._allowed.take(now):
-            self._out.append(Pong(ping.nonce, heard).encode())
+            self._out.append(Pong(ping.nonce, heard, self._allowed.left).encode())
         else:
             self.refused += 1
 

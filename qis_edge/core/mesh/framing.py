@@ -35,7 +35,7 @@ POLL_SIZE = 12
 NONCE_SIZE = 4
 #: A ping without padding; with it, up to :data:`MAX_FRAME`.
 PING_SIZE = 1 + NONCE_SIZE
-PONG_SIZE = PING_SIZE + 3
+PONG_SIZE = PING_SIZE + 4
 MAX_HOPS = 7
 _ANSWER_HEAD = 5
 #: Quarters of a dB, in one signed byte.
@@ -237,14 +237,17 @@ class Pong:
 
     :param nonce: the ping's.
     :param heard: how the ping was heard; ``None``: nobody knows.
+    :param left: pings that would be answered at once now, 255 or more as 255.
     """
 
     nonce: bytes
     heard: Signal | None = None
+    left: int = 0
 
     def encode(self) -> bytes:
         heard = _NO_SIGNAL if self.heard is None else self.heard.encode()
-        return bytes((MAGIC | Type.PONG,)) + self.nonce + heard
+        left = bytes((min(max(self.left, 0), 255),))
+        return bytes((MAGIC | Type.PONG,)) + self.nonce + heard + left
 
 
 Frame = Elided | Whole | Tile | Poll | Answer | Missing | Unknown | Batch | Ping | Pong
@@ -371,7 +374,7 @@ def _ping(data: bytes) -> Ping:
 
 def _pong(data: bytes) -> Pong:
     _exactly(data, PONG_SIZE, "pong")
-    return Pong(data[1:PING_SIZE], _signal(data[PING_SIZE:]))
+    return Pong(data[1:PING_SIZE], _signal(data[PING_SIZE:-1]), data[-1])
 
 
 def _signal(data: bytes) -> Signal | None:

@@ -28,17 +28,17 @@ def test_a_gateway_answers_with_how_it_heard() -> None:
     receiver = Receiver(verify, answers=True)
     assert receiver.take(RADIO, Ping(NONCE, 100).encode(), 0.0, WEAK) == []
     assert receiver.next_deadline() == float("-inf")
-    assert said(receiver) == [Pong(NONCE, WEAK)]
+    assert said(receiver) == [Pong(NONCE, WEAK, 31)]
     assert receiver.next_deadline() is None
     assert receiver.take(RADIO, Ping(NONCE).encode(), 0.0) == []
-    assert said(receiver) == [Pong(NONCE)]
+    assert said(receiver) == [Pong(NONCE, None, 30)]
 
 
 def test_a_node_answers_only_where_it_is_told_to() -> None:
     for echo in (False, True):
         receiver = Receiver(verify, answers=False, echo=echo)
         receiver.take(RADIO, Ping(NONCE).encode(), 0.0, WEAK)
-        assert said(receiver) == ([Pong(NONCE, WEAK)] if echo else [])
+        assert said(receiver) == ([Pong(NONCE, WEAK, 31)] if echo else [])
 
 
 def test_nobody_answers_a_pong() -> None:
@@ -53,7 +53,7 @@ def test_what_nodes_wait_for_goes_before_pongs() -> None:
     receiver.answer(Asked(b"ab", 1, RADIO, (), ()), [], 0.0)
     first, second = said(receiver)
     assert not isinstance(first, Pong)
-    assert second == Pong(NONCE)
+    assert second == Pong(NONCE, None, 31)
 
 
 def test_a_flood_of_pings_costs_a_quarter_of_the_duty_cycle_at_most() -> None:
@@ -75,7 +75,9 @@ def test_pongs_that_wait_are_few_and_new() -> None:
     receiver = Receiver(verify, answers=True, limits=Limits(pongs_waiting=3))
     for number in range(20):
         receiver.take(RADIO, Ping(number.to_bytes(4)).encode(), 0.0)
-    assert said(receiver) == [Pong(number.to_bytes(4)) for number in (17, 18, 19)]
+    assert said(receiver) == [
+        Pong(number.to_bytes(4), None, 31 - number) for number in (17, 18, 19)
+    ]
 
 
 @given(
@@ -105,7 +107,7 @@ def test_an_echo_counts_what_it_does_not_answer() -> None:
     for second in (0.0, 0.0, 0.0, 10.0):
         echo.take(Ping(NONCE), None, second)
     assert (len(echo), echo.refused) == (3, 1)
-    assert echo.next() == Pong(NONCE).encode()
+    assert echo.next() == Pong(NONCE, None, 1).encode()
 
 
 @given(st.lists(st.floats(0, 1e4), max_size=50), st.integers(1, 5), st.floats(0.1, 100))

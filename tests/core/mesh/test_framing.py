@@ -74,7 +74,7 @@ frames = st.one_of(
     st.builds(Unknown, two),
     st.builds(Batch, messages.filter(len)),
     st.builds(Ping, nonces, st.integers(0, MAX_FRAME - PING_SIZE)),
-    st.builds(Pong, nonces, st.none() | signals),
+    st.builds(Pong, nonces, st.none() | signals, st.integers(0, 255)),
 )
 
 
@@ -140,10 +140,10 @@ def test_a_cut_or_changed_frame_is_another_frame_or_refused(
         ("ba00", Reason.BOUNDS, "batch"),
         ("bb010203", Reason.TRUNCATED, "ping"),
         ("bb010203040001", Reason.NON_CANONICAL, "ping.padding"),
-        ("bc01020304e379", Reason.TRUNCATED, "pong"),
-        ("bc01020304e3790000", Reason.TRAILING, "pong"),
-        ("bc01020304e37908", Reason.BOUNDS, "pong.hops"),
-        ("bc0102030480ff00", Reason.NON_CANONICAL, "pong.signal"),
+        ("bc01020304e37900", Reason.TRUNCATED, "pong"),
+        ("bc01020304e379000000", Reason.TRAILING, "pong"),
+        ("bc01020304e3790800", Reason.BOUNDS, "pong.hops"),
+        ("bc0102030480ff0000", Reason.NON_CANONICAL, "pong.signal"),
     ],
 )
 def test_refused_by_name(text: str, reason: Reason, field: str) -> None:
@@ -188,7 +188,8 @@ def test_any_signal_is_said_as_near_as_it_can_be(snr: float, rssi: int, hops: in
 def test_pings_are_as_long_as_one_likes_and_pongs_short() -> None:
     assert len(Ping(b"abcd").encode()) == PING_SIZE == 5
     assert len(Ping(b"abcd", 195).encode()) == 200
-    assert len(Pong(b"abcd").encode()) == len(Pong(b"abcd", Signal(0.0, 0)).encode()) == PONG_SIZE
+    for pong in (Pong(b"abcd"), Pong(b"abcd", Signal(0.0, 0), 1000), Pong(b"abcd", None, -1)):
+        assert len(pong.encode()) == PONG_SIZE == 9
 
 
 def test_an_answer_fills_its_room_exactly() -> None:
