@@ -2,7 +2,8 @@
 
 Pure: events and monotonic seconds in, an index and the next deadline out. A link *works*
 while it is up and somebody at its other end answers; one that stays without an answer is
-passed over for a while, and then tried again. ::
+passed over for a while, and then tried again. An outage is over when the link has been up
+for as long as an outage may last: one that keeps coming for a moment does not work. ::
 
     chooser.up(0, now); chooser.silent(0, now); chooser.answered(1, now)
     chooser.choose(now)        # the index to use from now on
@@ -24,6 +25,7 @@ class _State:
 
     up: bool
     since: float  # it has been up, or down
+    out_since: float  # the last outage began
     suspended: float = _NEVER  # until then nobody is expected to answer
     strikes: int = 0  # silences without an answer between them
 
@@ -51,7 +53,7 @@ class Chooser:
         longest: float = 3600.0,
     ) -> None:
         require(count >= 1, "count", "must be 1 or more")
-        self._links = [_State(False, now) for _ in range(count)]
+        self._links = [_State(False, now, now) for _ in range(count)]
         self._after = after
         self._settle = settle
         self._retry = retry
@@ -68,6 +70,8 @@ class Chooser:
         """This link went down."""
         link = self._links[index]
         if link.up:
+            if now - link.since >= self._after:
+                link.out_since = now
             link.up, link.since = False, now
 
     def silent(self, index: int, now: float) -> None:
@@ -100,7 +104,7 @@ class Chooser:
             settled = (i for i in usable if now - self._links[i].since >= self._settle)
             best = next(settled, self.current)
             return best if best < self.current else None
-        if first < self.current or current.up or now - current.since >= self._after:
+        if first < self.current or current.up or now - current.out_since >= self._after:
             return first
         return None
 
@@ -114,5 +118,5 @@ class Chooser:
         times += [link.since + self._settle for link in self._links[: self.current] if link.up]
         current = self._links[self.current]
         if not current.up:
-            times.append(current.since + self._after)
+            times.append(current.out_since + self._after)
         return min((time for time in times if time > now), default=None)

@@ -172,16 +172,16 @@ class MeshLink:
         self._block = _BLOCKED
         self._barred = False
         if radio.region == "UNSET" or not radio.tx_enabled:
-            what = "its region is not set" if radio.tx_enabled else "its transmitter is off"
+            what = "its transmitter is off" if radio.region != "UNSET" else "its region is not set"
             self._bar(what, _BARRED[meshtastic_session.Reason.DISABLED])
-        region = airtime.REGIONS.get(radio.region)
-        if region is None and radio.region != "UNSET":
-            self._warn(f"unknown region {radio.region!r}, taken for one of 10%")
-        preset = airtime.PRESETS.get(radio.preset)
-        if preset is None:
+            return
+        region = self._lawful(airtime.region_named(radio.region))
+        if radio.region not in airtime.REGIONS:
+            share = f"{100 * region.duty_cycle:g}%"
+            self._warn(f"unknown region {radio.region!r}, taken for one of {share}")
+        if radio.preset not in airtime.PRESETS:
             self._warn(f"unknown preset {radio.preset!r}, taken for LONG_FAST")
-        region = self._lawful(region or airtime.Region(radio.region, 0.10, 250_000))
-        preset = airtime.effective(preset or airtime.PRESETS["LONG_FAST"], region)
+        preset = airtime.effective_preset(radio.region, radio.preset)
         if (region, preset) != (self.region, self.preset):
             self._tune(region, preset)
 
