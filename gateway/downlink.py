@@ -253,7 +253,7 @@ class Downlink:
     async def _publish(self, batch: Batch) -> None:
         now = self._clock.now()
         for entry in batch.entries:
-            if entry.expires <= now:
+            if entry.expires <= now or not self._unsaid((entry,), 1):
                 continue
             self.published += 1
             await self._post.live(entry.raw, peers(entry.fingerprint))
