@@ -213,7 +213,10 @@ class Sensing:
     async def _close_windows(self) -> None:
         while True:
             self._turn()
-            closed = [(one, self._era) for one in self._distiller.roll(self._clock.now())]
+            now = self._clock.now()
+            if now < self._before:  # it was set back: the same time may be stated twice
+                self._before = -1
+            closed = [(one, self._era) for one in self._distiller.roll(now)]
             ended, self._ended = self._ended, []
             for outcome, era in ended + closed:
                 if era.offset is not None or outcome.time > self._before:
@@ -221,6 +224,8 @@ class Sensing:
             self._judge_function()
             if ended:
                 await self._begin()
+            if ended or closed:
+                continue  # that took a while: the clock may have been set back meanwhile
             deadline = self._distiller.next_deadline()
             await self._clock.sleep_until(deadline or self._clock.now() + 1.0)
 
@@ -303,7 +308,9 @@ class Sensing:
             done = max(done, self._stated - MOST_BEHIND * length)
             while done < self._stated:
                 done += min(length, self._stated - done)
-                await self._clock.sleep_until(done + length + self._config.synthesis.wait)
+                # The window is over, whatever a clock that was set back shows.
+                over = min(done + length, self._clock.now())
+                await self._clock.sleep_until(over + self._config.synthesis.wait)
                 await self._estimate_one(done)
 
     async def _estimate_one(self, start: int) -> None:

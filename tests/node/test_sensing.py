@@ -252,13 +252,51 @@ async def test_the_window_in_which_the_time_becomes_known_is_cut_in_two(
         await until(lambda: len(Driver.last.reads) >= reads + 2)
 
 
-async def test_a_clock_that_is_set_back_stops_nothing(
+async def test_a_clock_that_is_set_back_behind_a_restart_stops_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(timekeeping, "_LOOK", 0.1)
     node = node_of(tmp_path, clock=False)
+    newest = Outcome(int(time.time()) - 60, results={"temperature": 1.0})
+    await node.disk(node.inbox.keep_own, bytes(32), [newest])
     async with sensing(node):
         await until(lambda: stats_of(node).made >= 1)
         monkeypatch.setattr(node.clock, "_clock", SystemClock(-7200))
-        made = stats_of(node).made
-        await until(lambda: stats_of(node).made >= made + 2)
+        before = stats_of(node).made
+        await until(lambda: stats_of(node).made >= before + 2)
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["asleep", "while the disk is busy"])
+async def test_a_clock_that_is_set_back_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, busy: bool
+) -> None:
+    monkeypatch.setattr(timekeeping, "_LOOK", 0.1)
+    node = node_of(tmp_path, clock=False, extra='[synthesis]\nwait = "0s"\n')
+    keep, made, estimated = node.outbox.append_many, 0, 0
+    estimate = node.estimating.estimate
+
+    def back() -> None:
+        monkeypatch.setattr(node.clock, "_clock", SystemClock(-7200))
+
+    def busily(pending: Any) -> Any:
+        nonlocal made
+        made += 1
+        if busy and made == 1:
+            back()
+        return keep(pending)
+
+    async def estimates(start: int) -> Any:
+        nonlocal estimated
+        estimated += 1
+        return await estimate(start)
+
+    vars(node.outbox)["append_many"] = busily
+    vars(node.estimating)["estimate"] = estimates
+    async with sensing(node):
+        await until(lambda: made >= 1)
+        if not busy:
+            await asyncio.sleep(0.3)
+            back()
+        before = estimated
+        await until(lambda: made >= 3)
+        await until(lambda: estimated >= before + 1)
