@@ -122,6 +122,7 @@ class MeshLink:
         self._was: tuple[bool, int, bool] = (False, 0, False)  # up, room, silent
         self._held: bytes | None = None  # a frame that the radio did not take yet
         self._air_free = 0.0
+        self._most_room = 0  # in the radio's queue
         self._spent_ms = 0.0
         self._dropped = 0
         self._way: MeshWay | None = None
@@ -169,6 +170,7 @@ class MeshLink:
         """The radio told who it is, for the first time or anew."""
         self._held = self._error = None
         self._air_free = self._blocked = self.now()
+        self._most_room = 0
         self._block = _BLOCKED
         self._barred = False
         if radio.region == "UNSET" or not radio.tx_enabled:
@@ -413,8 +415,7 @@ class MeshLink:
             due = self._due(now)
             if due is None or due > now:
                 return due
-            longest = self.airtime(self.settings.frame)
-            allowed = max(self._air_free - longest, self._allowed(now))
+            allowed = max(self._radio_ready(), self._allowed(now))
             if allowed > now:
                 return allowed
             frame = self._held or self._next(now)
@@ -422,6 +423,15 @@ class MeshLink:
                 return now + _LOOK
             await self._give(frame)
         return None
+
+    def _radio_ready(self) -> float:
+        """When the radio should be given the next frame: while one is on the air, one more.
+        It takes longer than its airtime where others send, and tells of its queue; what it
+        tells is lost at times, so it is not waited for forever."""
+        self._most_room = max(self._most_room, self.client.room)
+        longest = self.airtime(self.settings.frame)
+        crowded = self._most_room - self.client.room >= 2
+        return self._air_free + (2 * longest if crowded else -longest)
 
     def _allowed(self, now: float) -> float:
         urgent = self._way is None or self._way.sender.urgent_waits(now)

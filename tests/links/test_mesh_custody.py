@@ -1,0 +1,206 @@
+"""Packets in custody over emulated radios: what goes up, what is asked, what is sent again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from qis_edge.core.airtime import PRESETS, REGIONS
+from qis_edge.links.base import Question, Role
+from qis_edge.testing.links import until_down, until_up
+from tests.links.meshes import Air, Giver, Sniffer, Taker, on_air, pair, until
+
+
+@pytest.fixture
+async def air(tmp_path: Path) -> AsyncIterator[Air]:
+    async with on_air(Air(tmp_path)) as made:
+        yield made
+
+
+async def test_packets_go_up_are_asked_about_and_settled(air: Air) -> None:
+    giver, taker = await pair(air)
+    sniffer = Sniffer(air)
+    giver.offer(*range(40))
+    await until(lambda: len(giver.done) == 40)
+    assert taker.sequences == list(range(40))
+    assert len(giver.way.custody) == len(giver.way.sender) == 0
+    # Each question came behind the packets before it.
+    asked: list[int] = []
+    for entry in taker.log:
+        if isinstance(entry, Question):
+            assert set(entry.sequences) <= set(asked)
+        else:
+            asked.append(entry)
+    # One whole packet, which teaches the rest; no polls where nothing is lost.
+    kinds = sniffer.kinds(air.radios[0])
+    assert kinds == ["Whole"] + ["Elided"] * 39
+    assert giver.link.stats.extra["polls"] == 0
+    assert all(len(frame) <= 200 for _, _, frame in sniffer.frames)
+    assert giver.link.stats.frames_out == 40 == taker.link.stats.frames_in
+    assert giver.link.stats.bytes_out == sum(map(len, sniffer.of(air.radios[0])))
+
+
+async def test_long_packets_go_in_tiles(air: Air) -> None:
+    giver, taker = await pair(air)
+    giver.offer(*range(6), words=330)
+    await until(lambda: len(giver.done) == 6)
+    assert taker.sequences == list(range(6))
+
+
+async def test_lost_frames_are_sent_again_and_each_packet_comes_once(tmp_path: Path) -> None:
+    async with on_air(Air(tmp_path, loss=0.3, collisions=True, rate=200.0)) as air:
+        giver, taker = await pair(air)
+        giver.offer(*range(20))
+        giver.offer(*range(20, 30), words=300)
+        await until(lambda: len(giver.done) == 30)
+        came = [entry for entry in taker.log if isinstance(entry, int)]
+        assert sorted(came) == list(range(30))
+        assert air.channel.carried.lost > 5
+
+
+async def test_what_a_gateway_could_not_take_comes_again(air: Air) -> None:
+    giver, taker = await pair(air)
+    taker.holds = False
+    giver.offer(*range(5))
+    await until(lambda: taker.log.count(0) >= 2)
+    taker.holds = True
+    await until(lambda: len(giver.done) == 5)
+
+
+@pytest.mark.parametrize("native_usb", [False, True])
+async def test_a_reboot_loses_what_was_in_the_radio_and_nothing_else(
+    tmp_path: Path, native_usb: bool
+) -> None:
+    async with on_air(Air(tmp_path, preset="LONG_FAST", rate=100.0)) as air:
+        giver, taker = await pair(air)
+        radio = air.radios[0]
+        air.ports[0]._native_usb = native_usb
+        giver.offer(*range(12))
+        for times, count in ((1, 3), (2, 9)):
+            while len(taker.sequences) < count:
+                await asyncio.sleep(0.005)
+            assert 1 <= len(radio._queue) <= 2, "no more than one waits before the one on the air"
+            radio.reboot()
+            while not (giver.link.up and giver.link.stats.connects > times):
+                await asyncio.sleep(0.005)
+        await until(lambda: len(giver.done) == 12)
+        assert taker.sequences == list(range(12))
+        assert giver.link.stats.connects == 3
+        assert giver.link.stats.disconnects == 2
+
+
+async def test_unplugged_in_the_middle_and_back(air: Air) -> None:
+    giver, taker = await pair(air)
+    giver.offer(*range(30))
+    await until(lambda: len(taker.sequences) >= 3)
+    air.ports[0].unplug()
+    await until_down(giver.link)
+    assert giver.link.room == 0
+    giver.offer(30)
+    await asyncio.sleep(0.1)
+    air.ports[0].plug()
+    await until(lambda: len(giver.done) == 31)
+    assert taker.sequences == list(range(31))
+
+
+async def test_a_gateway_that_is_away_is_asked_ever_less_and_found_when_it_is_back(
+    air: Air,
+) -> None:
+    giver, _ = await pair(air)
+    sniffer = Sniffer(air)
+    air.radios[1].power_off()
+    giver.offer(*range(3))
+    await until(lambda: giver.way.silent)
+    before = len(sniffer.of(air.radios[0]))
+    assert sniffer.kinds(air.radios[0])[:3] == ["Whole", "Elided", "Elided"]
+    assert set(sniffer.kinds(air.radios[0])[3:]) == {"Poll"}
+    # What is urgent goes into the silence, at once, and once.
+    giver.offer(7, priority=3)
+    await until(lambda: len(sniffer.of(air.radios[0])) > before, 1.0)
+    assert "Elided" in sniffer.kinds(air.radios[0])[before:]
+    air.radios[1].power_on()
+    await until(lambda: len(giver.done) == 4)
+
+
+async def test_the_beginning_of_a_silence_is_told(air: Air) -> None:
+    node = air.link(Role.NODE)
+    await node.start()
+    await until_up(node)
+    giver = Giver(node)
+    giver.offer(1)
+    told = 0
+
+    async def watch() -> None:
+        nonlocal told
+        while not giver.way.silent:
+            await node.changed()
+            told += giver.way.silent
+
+    await asyncio.wait_for(watch(), 10)
+    assert told == 1
+
+
+async def test_urgent_ones_go_first(tmp_path: Path) -> None:
+    async with on_air(Air(tmp_path, preset="LONG_FAST", rate=100.0)) as air:
+        giver, taker = await pair(air)
+        giver.offer(*range(10))
+        await until(lambda: 0 in taker.log)
+        giver.offer(77, priority=3)
+        await until(lambda: len(giver.done) == 11)
+        came = [entry for entry in taker.log if isinstance(entry, int)]
+        assert came.index(77) <= 5
+
+
+async def test_every_gateway_answers_and_none_takes_anothers_answer(air: Air) -> None:
+    node = air.link(Role.NODE)
+    gateways = [air.link(Role.GATEWAY), air.link(Role.GATEWAY)]
+    for link in (node, *gateways):
+        await link.start()
+    await until_up(node, *gateways)
+    giver, takers = Giver(node), [Taker(link) for link in gateways]
+    giver.offer(*range(8))
+    await until(lambda: len(giver.done) == 8)
+    await until(lambda: all(taker.sequences == list(range(8)) for taker in takers))
+    await asyncio.sleep(0.1)
+    assert [taker.heard for taker in takers] == [[], []]
+
+
+async def test_timers_are_those_of_the_radios_preset(tmp_path: Path) -> None:
+    async with on_air(Air(tmp_path, preset="MEDIUM_FAST", region="EU_868")) as air:
+        node = air.link(Role.NODE)
+        way = node.make_way(1)
+        slow = way.custody.timeout
+        assert node.preset == PRESETS["LONG_FAST"], "until it is known"
+        await node.start()
+        await until_up(node)
+        assert (node.preset, node.region) == (PRESETS["MEDIUM_FAST"], REGIONS["EU_868"])
+        assert way.sender.timing == node.timing
+        assert way.custody.timeout < slow
+        assert node.cost(100) < 400
+        # It is configured anew, and reboots.
+        lora = air.radios[0].settings.lora
+        lora.modem_preset = type(lora).ModemPreset.Value("SHORT_TURBO")
+        air.radios[0].reboot()
+        await until(lambda: node.preset == PRESETS["LONG_FAST"])  # too wide for the region
+        lora.region = type(lora).RegionCode.Value("US")
+        air.radios[0].reboot()
+        await until(lambda: node.preset == PRESETS["SHORT_TURBO"])
+        assert node.region == REGIONS["US"]
+        assert node.budget.hourly_ms == pytest.approx(0.9 * 3_600_000)
+
+
+async def test_what_was_offered_before_the_radio_was_there_goes_up(air: Air) -> None:
+    port = air.radio()
+    port.unplug()
+    node, gateway = air.link(Role.NODE, port), air.link(Role.GATEWAY)
+    giver, taker = Giver(node), Taker(gateway)
+    giver.offer(*range(5))
+    await node.start()
+    await gateway.start()
+    await until_up(gateway)
+    port.plug()
+    await until(lambda: len(giver.done) == 5)
+    assert taker.sequences == list(range(5))
