@@ -6,15 +6,22 @@ import asyncio
 import contextlib
 import os
 import tty
+import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from qis_edge.core import cobs
 from qis_edge.links.base import Role
 from qis_edge.links.serial_line import SerialLink, SerialSettings
 from qis_edge.testing.links import LinkWorld
 
 BAUD = 1_000_000
+
+
+def framed(content: bytes) -> bytes:
+    """Any content, as a frame whose CRC is right."""
+    return b"\0" + cobs.encode(content + zlib.crc32(content).to_bytes(4, "big")) + b"\0"
 
 
 class Port:
