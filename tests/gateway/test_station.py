@@ -13,7 +13,14 @@ from gateway.config import load_gateway
 from gateway.spool import Spool
 from gateway.station import Station
 from qis_edge.control import request
-from qis_edge.core.errors import LinkError, QisError, RoutingError, StoreCorrupt, StoreError
+from qis_edge.core.errors import (
+    ConfigError,
+    LinkError,
+    QisError,
+    RoutingError,
+    StoreCorrupt,
+    StoreError,
+)
 from qis_edge.testing.memory import MemoryMedium
 from tests.gateway.kit import packet_of
 from tests.loop.site import Site, drained, made_and_held, settled, stats_of
@@ -166,6 +173,38 @@ async def test_packets_that_others_deposit_are_proved(place: Site) -> None:
     with pytest.raises(QisError, match="signature"):
         station._accept(flipped)
     await place.stop()
+
+
+EMBEDDED = "[broker]\nembedded = true\n"
+NONE = "[broker]\nembedded = false\n"
+MQTT = '[links.mqtt]\nurl = "mqtt://127.0.0.1:1"\n'
+RADIO = '[links.meshtastic]\nradio = "/dev/null"\n'
+LINE = '[links.serial]\nport = "/dev/null"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        (EMBEDDED, ["mqtt"]),
+        (EMBEDDED + RADIO, ["mqtt", "meshtastic"]),
+        (NONE + RADIO, ["meshtastic"]),
+        (NONE + MQTT + RADIO + LINE, ["mqtt", "serial", "meshtastic"]),
+    ],
+)
+async def test_it_serves_every_link_that_there_is(place: Site, text: str, names: list[str]) -> None:
+    path = place.gateway_config()
+    path.write_text('[gateway]\nname = "base"\nstate = "state"\n' + text)
+    station = Station(load_gateway(path))
+    assert [front.link.name.partition(" ")[0] for front in station.fronts] == names
+    await station._close()
+
+
+def test_it_must_be_said_where_the_broker_is(place: Site) -> None:
+    path = place.gateway_config()
+    for text in (NONE, NONE + RADIO + "[links.mqtt]\n"):
+        path.write_text('[gateway]\nname = "base"\nstate = "state"\n' + text)
+        with pytest.raises(ConfigError, match="must say where the broker is"):
+            load_gateway(path)
 
 
 def test_a_fleet_file_is_needed(place: Site) -> None:
