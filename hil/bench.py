@@ -265,6 +265,7 @@ class EmulatedBench(Bench):
     def __init__(self, air: Air, meter: Meter, rate: float) -> None:
         super().__init__({role: port.path for role, port in air.ports.items()}, meter, rate)
         self.air = air
+        meter.life += 1
         self.tries = 1 if not air.loss else 20
 
     def manners(self) -> tuple[Timings | None, Backoff | None]:

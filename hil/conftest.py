@@ -123,8 +123,23 @@ BOOK = pytest.StashKey[Book]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "disturbs: what is lost in it does not count as lost")
+    config.addinivalue_line("markers", "exhausts: it may use up an hour's airtime")
     book = config.stash[BOOK] = Book(config)
     config.pluginmanager.register(book, "hil-book")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Radios alone first; last of all what uses up their hour."""
+    order = ["test_radios.py", "test_line.py", "test_fleet.py"]
+
+    def place(item: pytest.Item) -> tuple[bool, int]:
+        name = item.path.name
+        return "exhausts" in item.keywords, order.index(name) if name in order else len(order)
+
+    ours = [item for item in items if item.path.parent == BESIDE]
+    places = [index for index, item in enumerate(items) if item.path.parent == BESIDE]
+    for index, item in zip(places, sorted(ours, key=place), strict=True):
+        items[index] = item
 
 
 def versions() -> dict[str, str]:

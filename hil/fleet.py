@@ -128,19 +128,17 @@ class Fleet(Site):
 
     # - outcomes
 
-    def append(
-        self, node: Node, outcomes: list[Outcome], *, each: bool = False, urgent: bool = False
-    ) -> None:
-        """Give a node outcomes, before it runs. ``each``: in a packet of its own."""
+    def append(self, node: Node, outcomes: list[Outcome], *, urgent: bool = False) -> None:
+        """Give a node outcomes, before it runs."""
         address = node.domain.situation(climate="cfa", terrain="coast", season="autumn").fingerprint
         node.outbox.append_many(
             Pending(
                 outcome,
-                number.to_bytes(32) if each else address,
+                address,
                 Priority.URGENT if urgent else Priority.NORMAL,
                 ttl=24 * 365,
             )
-            for number, outcome in enumerate(outcomes)
+            for outcome in outcomes
         )
 
     async def say(self, node: Node, outcome: Outcome) -> None:
@@ -189,8 +187,11 @@ class Fleet(Site):
             assert len(set(times)) == made, "some are there twice"
 
 
-def weather(count: int, every: int, *, until: float) -> list[Outcome]:
-    """Outcomes of a weather station, one every so many seconds, the last at ``until``."""
+def weather(count: int, every: int, *, until: float, words: int = 0) -> list[Outcome]:
+    """Outcomes of a weather station, one every so many seconds, the last at ``until``.
+
+    :param words: characters of summary; with 64 of them each fills a frame by itself.
+    """
     chance = random.Random(count)  # noqa: S311 - the same weather each time
     temperature, humidity = 8.0, 80.0
     made = []
@@ -203,6 +204,7 @@ def weather(count: int, every: int, *, until: float) -> list[Outcome]:
                 confidence=round(chance.uniform(0.9, 1.0), 2),
                 samples=every // 10,
                 results={"temperature": round(temperature, 1), "humidity": round(humidity)},
+                summary=chance.choice("abcdefgh") * words or None,
             )
         )
     return made
@@ -211,7 +213,7 @@ def weather(count: int, every: int, *, until: float) -> list[Outcome]:
 def long_outcome(at: int, number: int = 0) -> Outcome:
     """One that fills a packet of nearly 512 bytes by itself."""
     chance = random.Random(number)  # noqa: S311 - the same each time
-    words = "".join(chance.choice("abcdefghijklmnopqrstuvwxyz ") for _ in range(176))
+    words = "".join(chance.choice("abcdefghijklmnopqrstuvwxyz ") for _ in range(165))
     results: dict[Label, Value] = {
         f"soil_{depth:03d}_cm": round(chance.uniform(0, 40), 1) for depth in range(0, 100, 9)
     }

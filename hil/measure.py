@@ -29,6 +29,8 @@ class Meter:
     def __init__(self, run: Run, rate: float = 1.0) -> None:
         self.run = run
         self.rate = rate
+        #: Which radios these are; a new number for new ones.
+        self.life = 0
         #: Whether what is lost now counts.
         self.counting = True
         self._began = time.monotonic()
@@ -135,7 +137,7 @@ class Meter:
         role, size = self._role(client), len(packet.payload)
         preset = PRESETS.get(client.radio.preset if client.radio else "")
         if preset is not None and size <= MAX_PAYLOAD:
-            self.run.spent.append(Spent(role, at, size, airtime_ms(size, preset) / 1000))
+            self.run.spent.append(Spent(role, at, size, airtime_ms(size, preset) / 1000, self.life))
         if packet.to != BROADCAST:
             return
         listeners = {

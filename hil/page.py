@@ -202,16 +202,17 @@ def _bar_plots(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def _tables(found: dict[str, Any]) -> Iterator[str]:
     for title, rows in tables(found):
         heads, *rest = rows
-        numeric = [
-            all(not row[i] or row[i].lstrip("-").replace(".", "").rstrip("%").isdigit()
-                or row[i] == "no limit" for row in rest)
-            for i in range(len(heads))
-        ]  # fmt: skip
+        numeric = [i > 0 and all(_figure(row[i]) for row in rest) for i in range(len(heads))]
         yield f'<h2>{escape(title)}</h2><div class="scroll"><table>'
         yield "<tr>" + "".join(_cell("th", *one) for one in zip(heads, numeric, strict=True))
         for row in rest:
             yield "<tr>" + "".join(_cell("td", *one) for one in zip(row, numeric, strict=True))
         yield "</table></div>"
+
+
+def _figure(cell: str) -> bool:
+    """Whether a cell is a number, or stands in the place of one."""
+    return cell in ("", "no limit") or cell.strip("-%").replace(".", "", 1).isdigit()
 
 
 def _cell(kind: str, text: str, right: bool) -> str:

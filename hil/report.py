@@ -67,12 +67,16 @@ class Hop:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """A frame that a radio sent."""
+    """A frame that a radio sent.
+
+    :param life: emulated radios are new for each test, and so is their hour.
+    """
 
     source: str
     at: float
     size: int
     airtime: float  # seconds
+    life: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,14 +242,17 @@ def _transfer(one: Transfer) -> dict[str, Any]:
 
 
 def _airtime(radio: Device, spent: Iterable[Spent]) -> dict[str, Any]:
-    ours = sorted((one.at, one.airtime) for one in spent if one.source == radio.role)
+    ours = [one for one in spent if one.source == radio.role]
     region = REGIONS.get(radio.region)
     allowed = region.duty_cycle * HOUR if region is not None and region.duty_cycle < 1 else None
-    worst = busiest_hour(ours)
+    lives = _grouped(ours, lambda one: one.life).values()
+    worst = max(
+        (busiest_hour([(one.at, one.airtime) for one in life]) for life in lives), default=0.0
+    )
     return {
         "radio": radio.role,
         "frames": len(ours),
-        "seconds": _short(sum(airtime for _, airtime in ours)),
+        "seconds": _short(sum(one.airtime for one in ours)),
         "busiest_hour": _short(worst),
         "allowed_an_hour": _maybe(allowed),
         "share": _short(worst / allowed) if allowed else None,
@@ -253,8 +260,9 @@ def _airtime(radio: Device, spent: Iterable[Spent]) -> dict[str, Any]:
 
 
 def busiest_hour(spent: Sequence[tuple[float, float]]) -> float:
-    """The most seconds on air within any hour, of (time, airtime) in order of time."""
+    """The most seconds on air within any hour, of (time, airtime)."""
     first, total, most = 0, 0.0, 0.0
+    spent = sorted(spent)
     for at, airtime in spent:
         total += airtime
         while spent[first][0] <= at - HOUR:
@@ -449,7 +457,7 @@ def number(value: float | None) -> str:
 
 def _aligned(rows: list[list[str]]) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    left = [all(not _numeric(row[i]) for row in rows[1:]) for i in range(len(rows[0]))]
+    left = [i == 0 or not any(_numeric(row[i]) for row in rows[1:]) for i in range(len(rows[0]))]
     return [
         "  "
         + "  ".join(
