@@ -538,7 +538,7 @@ class MeshLink:
         match event:
             case Message():
                 if event.packet is not None:
-                    self._bulk.heard(event.packet.id, now)
+                    self._bulk.heard(event.packet, now)
                 self._bring(Received(event.raw, direction, link=self.name))
             case Asked():
                 question = Question(event.stores, event.sequences, event)

@@ -71,9 +71,9 @@ class Broadcasts:
             self._queue.remove(oldest)
             self.dropped += 1
 
-    def heard(self, packet_id: bytes, now: float) -> None:
+    def heard(self, packet: Packet, now: float) -> None:
         """Somebody sent this packet on the air."""
-        _note(self._heard, packet_id, now)
+        _note(self._heard, _name(packet), now)
 
     def take(self, missing: Missing, now: float) -> bool:
         """Somebody misses tiles: as :meth:`Repeats.take`."""
@@ -91,14 +91,14 @@ class Broadcasts:
             self._repeats.send(waiting.raw, now)
             return
         seen, within = (self._sent, _JUST) if waiting.asked else (self._heard, _AGAIN)
-        if now - seen.get(packet.id, float("-inf")) < within:
+        if now - seen.get(_name(packet), float("-inf")) < within:
             return
         if self._is_due_whole((Context.of(packet).name, waiting.asked), now):
             self._repeats.send(packet.raw, now)
         else:
             self._repeats.send_elided(packet, now)
-        _note(self._heard, packet.id, now)
-        _note(self._sent, packet.id, now)
+        self.heard(packet, now)
+        _note(self._sent, _name(packet), now)
 
     def _is_due_whole(self, key: tuple[bytes, bytes], now: float) -> bool:
         """Who asks may be new here, and know less than those who listened all the time."""
@@ -114,8 +114,12 @@ class Broadcasts:
         return len(self._queue) + len(self._repeats)
 
 
-def _note(seen: OrderedDict[bytes, float], packet_id: bytes, now: float) -> None:
-    seen[packet_id] = now
-    seen.move_to_end(packet_id)
+def _name(packet: Packet) -> bytes:
+    return packet.kid + packet.id  # an id is of what was signed, whoever signed it
+
+
+def _note(seen: OrderedDict[bytes, float], name: bytes, now: float) -> None:
+    seen[name] = now
+    seen.move_to_end(name)
     if len(seen) > _REMEMBERED:
         seen.popitem(last=False)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from qis_edge.core.airtime import PRESETS, REGIONS
 from qis_edge.links.base import Question, Role
+from qis_edge.links.mesh import MeshLink
 from qis_edge.testing.links import until_down, until_up
 from tests.links.meshes import Air, Giver, Sniffer, Taker, on_air, pair, until
 
@@ -70,6 +72,14 @@ async def test_what_a_gateway_could_not_take_comes_again(air: Air) -> None:
     await until(lambda: len(giver.done) == 5)
 
 
+def reached(taker: Taker, count: int) -> bool:
+    return len(taker.sequences) >= count
+
+
+def came_back(link: MeshLink, times: int) -> bool:
+    return link.up and link.stats.connects > times
+
+
 @pytest.mark.parametrize("native_usb", [False, True])
 async def test_a_reboot_loses_what_was_in_the_radio_and_nothing_else(
     tmp_path: Path, native_usb: bool
@@ -80,12 +90,10 @@ async def test_a_reboot_loses_what_was_in_the_radio_and_nothing_else(
         air.ports[0]._native_usb = native_usb
         giver.offer(*range(12))
         for times, count in ((1, 3), (2, 9)):
-            while len(taker.sequences) < count:
-                await asyncio.sleep(0.005)
+            await until(partial(reached, taker, count))
             assert 1 <= len(radio._queue) <= 2, "no more than one waits before the one on the air"
             radio.reboot()
-            while not (giver.link.up and giver.link.stats.connects > times):
-                await asyncio.sleep(0.005)
+            await until(partial(came_back, giver.link, times))
         await until(lambda: len(giver.done) == 12)
         assert taker.sequences == list(range(12))
         assert giver.link.stats.connects == 3
