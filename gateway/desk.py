@@ -50,30 +50,37 @@ STRANGERS_BURST, STRANGERS_EVERY = 256, 0.02
 #: this gateway was started: it is asked who it is, and then asks anew.
 NUDGE_AFTER = 5.0
 
+_ALL = (math.inf, 1.0)
+
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """How much is answered of what nobody authenticates. Each is how many at once, and
-    seconds until one more.
+    """How much is answered of what anybody can say, or say again. Each is how many at once,
+    and seconds until one more.
 
-    :param asks: of one key.
+    :param asks: of one key; all together, where nobody says who asks.
     :param strangers: of all keys together that we do not know.
-    :param hellos: in the name of one key.
+    :param each: hellos and requests in the name of one key.
+    :param all: and of all together.
     :param nudge: seconds, as ``NUDGE_AFTER``.
     """
 
     asks: tuple[float, float]
     strangers: tuple[float, float]
-    hellos: tuple[float, float]
+    each: tuple[float, float]
+    all: tuple[float, float]
     nudge: float
 
     @classmethod
     def of(cls, link: Link) -> Rates:
-        """Where an answer takes a second of a channel that all share, few are given."""
-        if link.shared:
-            often = link.cadence.patience / 15
-            return cls((8, often), (8, often), (4, 3 * often), link.cadence.patience)
-        return cls((BURST, EVERY), (STRANGERS_BURST, STRANGERS_EVERY), (math.inf, 1.0), NUDGE_AFTER)
+        """Where an answer takes a second of a channel that all share, few are given: whatever
+        is asked, a twentieth of the time or so goes into answers in the long run."""
+        if not link.shared:
+            strangers = STRANGERS_BURST, STRANGERS_EVERY
+            return cls((BURST, EVERY), strangers, _ALL, _ALL, NUDGE_AFTER)
+        patience = link.cadence.patience
+        rarely = patience / 5
+        return cls((24, 2 * rarely), (8, rarely), (4, rarely), (24, rarely / 2), patience)
 
 
 class Limiter:
@@ -157,7 +164,8 @@ class FleetDesk:
         self._nudge_after = rates.nudge
         self._limiter = Limiter(*rates.asks, MAX_ASKERS)
         self._strangers = Limiter(*rates.strangers, 1)
-        self._hellos = Limiter(*rates.hellos, MAX_ASKERS)
+        self._each = Limiter(*rates.each, MAX_ASKERS)
+        self._all = Limiter(*rates.all, 1)
         #: Nodes heard since the start → when they are to be nudged, if at all.
         self._heard: OrderedDict[bytes, float | None] = OrderedDict()
         #: Nodes, and who would be one, that seem to listen here.
@@ -256,8 +264,7 @@ class FleetDesk:
         now = self._clock.now()
         self.node_key(hello.kid)
         self._is_present(hello.kid)
-        if not self._hellos.allows(hello.kid, time.monotonic()):
-            raise Refused(Reason.FLOODED, "hello")
+        self._limit(hello.kid, "hello")
         self._fleet.accepted(hello.kid, now, 0)
         if hello.revocation < self._fleet.revocation_number and not self._tell_revocation(
             hello.kid
@@ -273,12 +280,10 @@ class FleetDesk:
         asker = received.claimed
         if asker is None:  # a radio: answered by broadcast, limited all together
             asker = b""
-        now = time.monotonic()
-        for number, kid in enumerate(wanted.kids):
-            counts = number == 0 or self._shared
-            if counts and not self._limiter.allows(asker, now):
-                raise Refused(Reason.FLOODED, "wanted")
-            self._send_chain(kid, asker)
+        if not self._shared and not self._limiter.allows(asker, time.monotonic()):
+            raise Refused(Reason.FLOODED, "wanted")
+        for kid in wanted.kids:
+            self._show(kid, asker)
 
     async def _enrolment(self, message: EnrolmentMessage, received: Received) -> None:
         enrolment = message.enrolment
@@ -298,7 +303,7 @@ class FleetDesk:
             self._is_present(kid)
         else:  # it was approved and does not know yet
             self._is_present(kid)
-            self._send_chain(kid, kid)
+            self._show(kid, kid)
 
     def _requested(self, request: Request) -> None:
         if request.gateway != self._identity.kid:
@@ -307,7 +312,14 @@ class FleetDesk:
         request.verify(self._keys_of(request.kid).to_gateway)
         self._hear(request.kid, None)
         self._is_present(request.kid)
+        self._limit(request.kid, "request")
         self._request(request)
+
+    def _limit(self, kid: bytes, what: str) -> None:
+        """:raises Refused: FLOODED: who recorded this can say it again and again."""
+        now = time.monotonic()
+        if not (self._each.allows(kid, now) and self._all.allows(b"", now)):
+            raise Refused(Reason.FLOODED, what)
 
     # - what goes out
 
@@ -315,6 +327,16 @@ class FleetDesk:
         now = time.monotonic()
         if self._limiter.allows(kid, now) and self._strangers.allows(b"", now):
             self._post.answer(Wanted((kid,)).encode(), down(kid))
+
+    def _show(self, kid: bytes, to: bytes) -> None:
+        """Answer one who asks for a key's credentials.
+
+        :raises Refused: FLOODED, on a shared link, where all askers are one.
+        """
+        costs = self._shared and self._fleet.credential(kid) is not None
+        if costs and not self._limiter.allows(b"", time.monotonic()):
+            raise Refused(Reason.FLOODED, "wanted")
+        self._send_chain(kid, to)
 
     def _send_chain(self, kid: bytes, to: bytes) -> None:
         for raw in self._fleet.chain(kid):

@@ -44,9 +44,8 @@ class Post:
         self._link = link
         self._shared = link.shared
         #: Seconds within which an answer is not said twice, and a greeting is of use.
-        self._repeat, self._lasts = link.cadence.patience / 5, math.inf
-        if self._shared:
-            self._lasts = 2 * self._repeat
+        self._repeat = link.cadence.patience / 2
+        self._lasts = 0.4 * link.cadence.patience if self._shared else math.inf
         self._answers: OrderedDict[object, _Letter] = OrderedDict()
         self._packets: deque[_Letter] = deque()
         self._live: deque[_Letter] = deque()

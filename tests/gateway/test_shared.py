@@ -15,10 +15,11 @@ from gateway.desk import FleetDesk, Pairs
 from gateway.downlink import Downlink, Sparing
 from gateway.post import Post
 from gateway.routing import Entry, open_engine
-from qis_edge.core.credential import RevocationList
+from qis_edge.core.credential import Enrolment, RevocationList
 from qis_edge.core.errors import Reason, Refused
 from qis_edge.core.identity import Identity
 from qis_edge.core.messages import (
+    EnrolmentMessage,
     Greeting,
     Hello,
     PacketMessage,
@@ -59,7 +60,7 @@ async def sending(post: Post, air: Air) -> AsyncIterator[None]:
 
 async def test_what_was_just_said_is_not_said_again() -> None:
     """All have heard it."""
-    air = Air(patience=1.0)  # it may be repeated after a fifth of that
+    air = Air(patience=0.4)  # it may be repeated after half of that
     post = Post(air)
     async with sending(post, air):
         post.answer(b"credential", NODE)
@@ -245,10 +246,34 @@ async def test_hellos_in_one_name_are_not_all_greeted(bench: Bench) -> None:
 
 async def test_questions_for_credentials_cost_by_their_number(bench: Bench) -> None:
     others = [bench.people.let_in(Identity.generate()) for _ in range(30)]
+    for number in range(50):  # what is not known costs nothing
+        await bench.say(Wanted((number.to_bytes(8),)).encode())
     kids = tuple(sorted(other.kid for other in others))
     with pytest.raises(Refused):
         await bench.say(Wanted(kids).encode())
-    assert len(bench.waiting()) == 8 + 1  # and the issuer's, once
+    assert len(bench.waiting()) == 24 + 1  # and the issuer's, once
+
+
+async def test_a_wish_to_join_that_is_played_again_is_not_answered_again(bench: Bench) -> None:
+    wish = EnrolmentMessage(Enrolment.make(bench.node, "field-1")).encode()
+    for _ in range(24):
+        await bench.say(wish)
+    assert len(bench.waiting()) == 2
+    with pytest.raises(Refused):
+        await bench.say(wish)
+
+
+async def test_requests_that_are_played_again_are_not_all_answered(bench: Bench) -> None:
+    made = Request(bench.node.kid, bench.people.gateway.kid, ((ADDRESS, 256),), None, 10)
+    assert await bench.flooded(made.encode(bench.people.keys(bench.node).to_gateway)) == 4
+
+
+async def test_hellos_in_all_names_are_limited_together(bench: Bench) -> None:
+    nodes = [bench.people.let_in(Identity.generate()) for _ in range(30)]
+    answered = 0
+    for node in nodes:
+        answered += await bench.flooded(Hello(node.kid, b"nonce--1").encode(), 1)
+    assert answered == len(bench.waiting()) == 24
 
 
 async def test_strangers_are_hardly_asked_who_they_are(bench: Bench) -> None:
