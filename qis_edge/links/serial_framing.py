@@ -12,13 +12,19 @@ from qis_edge.core import cobs
 from qis_edge.core.errors import Refused, UsageError
 from qis_edge.links.base import MAX_FRAME, Destination, Direction
 
-#: The first byte of a frame: ``c0`` and more. Its high half is magic and version in one.
-_TYPES = {Direction.UP: 0xC0, Direction.DOWN: 0xC1, Direction.PEERS: 0xC2}
-_DIRECTIONS = {code: direction for direction, code in _TYPES.items()}
 KID = 8
 #: Leading bytes of a fingerprint that address PEERS, as many as in an MQTT topic.
 ADDRESS = 16
-_ADDRESSES = {Direction.UP: 0, Direction.DOWN: KID, Direction.PEERS: ADDRESS}
+_FINGERPRINT = 32
+#: The first byte of a frame, where it goes, and the bytes of the address that follows. The
+#: high half of the type is magic and version in one.
+_TYPES = {
+    0xC0: (Direction.UP, 0),
+    0xC1: (Direction.DOWN, KID),
+    0xC2: (Direction.PEERS, ADDRESS),
+    0xC3: (Direction.DOWN, 0),  # to every node on the line
+}
+_CODES = {what: code for code, what in _TYPES.items()}
 _CRC = 4
 #: The longest frame, between its zeros.
 _LONGEST = cobs.encoded_size(1 + ADDRESS + MAX_FRAME + _CRC)
@@ -28,7 +34,8 @@ _LONGEST = cobs.encoded_size(1 + ADDRESS + MAX_FRAME + _CRC)
 class Frame:
     """What stands between two zeros.
 
-    :param address: nothing (UP), a kid (DOWN), the first 16 bytes of a fingerprint (PEERS).
+    :param address: nothing (UP, and DOWN to all nodes), a kid (DOWN), the first 16 bytes of a
+        fingerprint (PEERS).
     :param message: it may be longer than a message can be, by a few bytes.
     """
 
@@ -38,14 +45,15 @@ class Frame:
 
 
 def address_of(to: Destination) -> bytes:
-    """What addresses a destination in a frame.
+    """What addresses a destination in a frame. DOWN without a kid goes to all nodes: the answer
+    to one that did not say who it is.
 
     :raises UsageError: its key has the wrong length.
     """
-    wanted = {Direction.UP: 0, Direction.DOWN: KID, Direction.PEERS: 32}[to.direction]
-    if len(to.key) != wanted:
-        raise UsageError(f"{len(to.key)} bytes, must be {wanted}", field="to")
-    return to.key[: _ADDRESSES[to.direction]]
+    possible = {Direction.UP: (0,), Direction.DOWN: (KID, 0), Direction.PEERS: (_FINGERPRINT,)}
+    if len(to.key) not in possible[to.direction]:
+        raise UsageError(f"{len(to.key)} bytes are no key for {to.direction.value}", field="to")
+    return to.key[:ADDRESS]
 
 
 def encode(message: bytes, to: Destination) -> bytes:
@@ -55,13 +63,15 @@ def encode(message: bytes, to: Destination) -> bytes:
     """
     if len(message) > MAX_FRAME:
         raise UsageError(f"{len(message)} bytes, at most {MAX_FRAME}", field="message")
-    content = bytes([_TYPES[to.direction]]) + address_of(to) + message
+    address = address_of(to)
+    content = bytes([_CODES[to.direction, len(address)]]) + address + message
     return b"\0" + cobs.encode(content + zlib.crc32(content).to_bytes(_CRC, "big")) + b"\0"
 
 
 def wire_size(size: int, direction: Direction) -> int:
     """The most bytes that a message of ``size`` bytes is on the line."""
-    return 2 + cobs.encoded_size(1 + _ADDRESSES[direction] + size + _CRC)
+    address = max(length for way, length in _TYPES.values() if way is direction)
+    return 2 + cobs.encoded_size(1 + address + size + _CRC)
 
 
 class Deframer:
@@ -121,9 +131,8 @@ class Deframer:
         return self._parse(content)
 
     def _parse(self, content: bytes) -> Frame | None:
-        direction = _DIRECTIONS.get(content[0])
-        start = 1 + _ADDRESSES[direction] if direction is not None else 0
-        if direction is None or len(content) < start:
+        direction, length = _TYPES.get(content[0], (None, 0))
+        if direction is None or len(content) < 1 + length:
             self.unknown += 1
             return None
-        return Frame(direction, content[1:start], content[start:])
+        return Frame(direction, content[1 : 1 + length], content[1 + length :])

@@ -303,7 +303,7 @@ class SerialLink:
         if self.role is Role.GATEWAY:
             return frame.direction is Direction.UP
         if frame.direction is Direction.DOWN:
-            return frame.address == self.kid
+            return frame.address in (self.kid, b"")
         return frame.direction is Direction.PEERS and frame.address in self._addresses
 
     def _count(self, what: str, more: int) -> None:

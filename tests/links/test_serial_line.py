@@ -135,6 +135,17 @@ async def test_nodes_hear_neither_each_other_nor_gateways_each_other(world: Seri
         assert all(link.stats.frames_in == 1 for link in (node, other, gateway, neighbour))
 
 
+async def test_what_is_for_all_nodes_reaches_them(world: SerialWorld) -> None:
+    nodes = world.node(NODE), world.node(OTHER)
+    gateway = world.gateway(GATEWAY)
+    async with running(*nodes, gateway):
+        await until_up(*nodes, gateway)
+        await send_when_possible(gateway, b"all", down(b""))
+        for node in nodes:
+            received = (await receive_done(node, 1))[0]
+            assert (received.data, received.direction) == (b"all", Direction.DOWN)
+
+
 async def test_a_frame_says_over_which_link_it_came_and_claims_nothing(world: SerialWorld) -> None:
     node, gateway = world.node(NODE), world.gateway(GATEWAY)
     async with running(node, gateway):
