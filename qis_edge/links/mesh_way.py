@@ -12,6 +12,9 @@ from qis_edge.core.packet import unpack
 from qis_edge.links.mesh_broadcast import WHOLE_EVERY
 from qis_edge.links.ways import Key
 
+#: Bursts begin up to so many frames late, at random: windows end everywhere at once.
+SPREAD = 4
+
 
 class MeshWay:
     """See :class:`qis_edge.links.ways.Way`. The link sends what :attr:`sender` has.
@@ -32,9 +35,15 @@ class MeshWay:
     ) -> None:
         self._now = now
         self._poke = poke
+        self._frame = frame
         self.custody: Custody[Key] = Custody(random.random, pace=timing.pace(), copies=copies)
         self.sender = Sender(
-            self.custody, timing, random.random, frame=frame, whole_every=WHOLE_EVERY
+            self.custody,
+            timing,
+            random.random,
+            frame=frame,
+            whole_every=WHOLE_EVERY,
+            spread=SPREAD * timing.airtime(frame),
         )
 
     def retime(self, timing: Timing) -> None:
@@ -42,6 +51,7 @@ class MeshWay:
         was_up = self.custody.up
         self.shut()
         self.sender.timing = timing
+        self.sender.spread = SPREAD * timing.airtime(self._frame)
         self.custody.retune(timing.pace())
         if was_up:
             self.open()

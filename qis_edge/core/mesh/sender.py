@@ -69,7 +69,10 @@ class Timing:
         """:param relays: between node and gateway: each sends every frame once more."""
         # A radio waits for a free channel, and draws lots with the others: a few frames.
         longest = airtime(DEFAULT_FRAME)
-        return cls(airtime, 1.0 + 2 * longest + relays * (longest + 2 * airtime(_ANSWER)))
+        turnaround = 1.0 + 2 * longest + relays * (longest + 2 * airtime(_ANSWER))
+        # A node that nobody answers spends a six hundredth of its time on asking, at most.
+        most_wait = min(max(600 * airtime(POLL_SIZE), 8 * turnaround), 900.0)
+        return cls(airtime, turnaround, most_wait)
 
     @property
     def answer(self) -> float:
@@ -113,6 +116,8 @@ class Sender(Generic[K]):
     :param urgent: the priority from which on a packet is urgent.
     :param whole_every: after so many seconds a context travels whole again, for peers who
         listen and do not know it yet; never, unless given.
+    :param spread: a burst begins up to so many seconds late, at random: windows end at the
+        same moment everywhere.
     """
 
     def __init__(
@@ -124,6 +129,7 @@ class Sender(Generic[K]):
         frame: int = DEFAULT_FRAME,
         urgent: int = 3,
         whole_every: float | None = None,
+        spread: float = 0.0,
     ) -> None:
         require(MIN_FRAME <= frame <= MAX_FRAME, "frame", f"must be {MIN_FRAME}..{MAX_FRAME}")
         self.custody = custody
@@ -133,6 +139,8 @@ class Sender(Generic[K]):
         self._frame = frame
         self._urgent = urgent
         self._whole_every = whole_every
+        self.spread = spread
+        self._begin_at: float | None = None  # of the burst that is to come
         self._entries: dict[K, _Entry] = {}
         self._queue: deque[Elided | Whole | Tile] = deque()
         self._outstanding: dict[K, None] = {}  # sent, and no answer speaks of them yet
@@ -180,6 +188,8 @@ class Sender(Generic[K]):
         urgent = self._waiting and not self._queue and self._fill_urgent(now)
         if self._waiting and not self._queue:
             return self._poll(now) if now >= self._wait_until else None
+        if not self._queue and not self._outstanding and not self._begins(now):
+            return None
         if not self._queue and not self._fill_due(now):
             if self._outstanding:
                 self._wait(now)  # nothing is left that could ask in its last frame
@@ -192,6 +202,16 @@ class Sender(Generic[K]):
             self._unanswered += 1
             self._wait(now)
         return data
+
+    def _begins(self, now: float) -> bool:
+        """Whether a burst may begin."""
+        if self.spread > 0 and not self.urgent_waits(now):
+            if self._begin_at is None and self.custody.due(now, 1):
+                self._begin_at = now + self.spread * self._uniform()
+            if self._begin_at is None or now < self._begin_at:
+                return False
+        self._begin_at = None
+        return True
 
     def _fill_due(self, now: float) -> bool:
         """Frames of the packet that is to go next; whether there is one."""
@@ -279,7 +299,9 @@ class Sender(Generic[K]):
             return float("-inf")
         if self._waiting and self._outstanding:
             return self._wait_until
-        return float("-inf") if self._outstanding else self.custody.next_deadline()
+        if self._outstanding:
+            return float("-inf")
+        return self.custody.next_deadline() if self._begin_at is None else self._begin_at
 
     def urgent_waits(self, now: float) -> bool:
         """Whether what goes next is urgent."""
