@@ -204,7 +204,7 @@ def weather(count: int, every: int, *, until: float, words: int = 0) -> list[Out
                 confidence=round(chance.uniform(0.9, 1.0), 2),
                 samples=every // 10,
                 results={"temperature": round(temperature, 1), "humidity": round(humidity)},
-                summary=chance.choice("abcdefgh") * words or None,
+                summary="".join(chance.choices("abcdefgh", k=words)) or None,
             )
         )
     return made

@@ -15,9 +15,10 @@ from hil.measure import Meter
 from qis_edge.clock import SystemClock
 from qis_edge.node import timekeeping
 from qis_edge.node.runtime import Node
-from tests.loop.site import deposited, made_and_held, spool_of, stats_of
+from tests.loop.site import deposited, made_and_held, settled, spool_of, stats_of
 
 DUTY_CYCLE_LIMIT = 9
+Two = tuple[Fleet, list[Station], Node]
 YEARS = 30 * 365 * 86400
 
 
@@ -234,19 +235,43 @@ async def test_a_node_whose_clock_nobody_set(
     assert began - 12 <= min(times) <= max(times) <= time.time() + 10
 
 
-async def test_two_gateways_hear_one_node(bench: Bench, tmp_path: Path) -> None:
+async def two_gateways(bench: Bench, folder: Path, copies: int, count: int) -> Two:
+    """Two gateways and a node that run, and are known to each other."""
     if SECOND not in bench.ports:
         pytest.skip("it takes a third radio: --second-gateway-radio")
-    fleet = Fleet.on(bench, tmp_path)
+    fleet = Fleet.on(bench, folder)
     bench.fleets.append(fleet)
     stations = [fleet.base(GATEWAY), fleet.base(SECOND)]
-    node = fleet.field(copies=2)
+    node = fleet.field(copies=copies)
     fleet.adopt(node, *stations)
-    fleet.append(node, weather(8, 300, until=time.time() - 300, words=64))
     fleet.start(*stations, node)
-    await fleet.greeted(node, 2, 1200)
+    await fleet.greeted(node, 2, 1800)
+    outcomes = weather(count, 300, until=time.time() - 300, words=64)
+    await node.disk(fleet.append, node, outcomes)
+    node.uplink.poke()
+    return fleet, stations, node
+
+
+async def test_two_gateways_hear_one_node(bench: Bench, tmp_path: Path) -> None:
+    fleet, stations, node = await two_gateways(bench, tmp_path, copies=1, count=8)
+    await fleet.held(node, 1800)
+    everything = set()
+    for station in stations:
+        await settled(fleet, station)
+        found = await deposited(station.config.gateway.state)
+        times = [outcome.time for outcome in found.get(node.identity.kid, [])]
+        assert times, "it heard nothing"
+        assert len(times) == len(set(times)), "some are there twice"
+        everything |= set(times)
+    assert len(everything) == 8
+
+
+async def test_a_packet_is_in_custody_when_two_gateways_have_it(
+    bench: Bench, tmp_path: Path
+) -> None:
+    fleet, stations, node = await two_gateways(bench, tmp_path, copies=2, count=3)
     await fleet.held(node, 3600)
     await fleet.assert_each_once(node, *stations)
     for station in stations:
         with spool_of(station) as spool:
-            assert spool.status().packets == 8
+            assert spool.status().packets == 3
