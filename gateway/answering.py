@@ -34,8 +34,9 @@ MAX_SEQUENCES, MAX_STORES = 64, 4
 MAX_QUESTIONS = 32
 #: Seconds that a question waits for the routing engines, in custody *routed*.
 PATIENCE = 2.0
-#: In how many seconds to send again what the engines still lack then.
-ROUTED_LATER = 300
+#: In how many seconds to send again what the engines still lack then, and at least what was
+#: put off: each packet takes a second of the channel.
+ROUTED_LATER = LEAST_LATER = 300
 #: Stores of which decisions are remembered, and packets of each.
 MAX_ORIGINS, MAX_DECISIONS = 512, 128
 
@@ -131,7 +132,8 @@ class Answering:
 
     def later(self, packet: Packet, seconds: int) -> None:
         """See :class:`gateway.custodian.Teller`."""
-        self._decisions.note(packet, _Later(time.monotonic() + seconds))
+        until = time.monotonic() + max(seconds, LEAST_LATER)
+        self._decisions.note(packet, _Later(until))
         self._link.forget(packet.id)
 
     def routed_through(self, position: int) -> None:

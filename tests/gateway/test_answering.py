@@ -12,7 +12,7 @@ import pytest
 
 from gateway import answering as module
 from gateway.answering import Answering
-from gateway.custodian import FAULT_LATER, FULL_LATER, Custodian
+from gateway.custodian import FULL_LATER, Custodian
 from gateway.desk import Pairs
 from gateway.intake import Counts, Intake
 from gateway.spool import Intake as Admit
@@ -218,7 +218,7 @@ async def test_what_is_put_off_is_to_be_handed_up_again(tmp_path: Path) -> None:
         (said,) = await bench.told(packet, soon)
         assert said.held == ()
         assert {group: seconds for seconds, group in said.later} == {
-            (1,): FAULT_LATER,
+            (1,): module.LEAST_LATER,
             (2,): 3000,
         }
         vars(bench.spool)["admit"] = admit
@@ -237,11 +237,14 @@ async def test_while_the_spool_is_full_nodes_are_asked_to_wait(tmp_path: Path) -
         assert said.later == ((FULL_LATER, (2,)),)
 
 
-async def test_when_it_was_to_come_again_nothing_is_said_of_it(tmp_path: Path) -> None:
+async def test_when_it_was_to_come_again_nothing_is_said_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with running(tmp_path) as bench:
         packet = packet_of(bench.node, 1)
         bench.teller.later(packet, 100)
         assert await bench.told(packet)
+        monkeypatch.setattr(module, "LEAST_LATER", 0)
         bench.teller.later(packet, 0)
         assert await bench.ask(1) == []
 

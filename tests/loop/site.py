@@ -20,6 +20,7 @@ from gateway.spool import Spool
 from gateway.station import Station
 from qis_edge.config import load_node
 from qis_edge.core.credential import GATEWAY, ISSUER, issue
+from qis_edge.core.errors import RoutingError
 from qis_edge.core.identity import Identity
 from qis_edge.core.messages import decode
 from qis_edge.core.outcome import Outcome
@@ -313,6 +314,21 @@ async def site(
     finally:
         made.end_processes()
         await made.stop()
+
+
+class Absence:
+    """An engine that does not take deposits while :attr:`away`."""
+
+    def __init__(self, station: Station) -> None:
+        engine = station.engines[0]
+        self.away = True
+        self._deposit = engine.deposit
+        vars(engine)["deposit"] = self.deposit
+
+    async def deposit(self, entries: Sequence[Entry]) -> int:
+        if self.away:
+            raise RoutingError("away")
+        return await self._deposit(entries)
 
 
 def count(frames: Sequence[tuple[str, bytes]], way: str) -> Counter[str]:

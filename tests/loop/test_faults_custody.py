@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from gateway.fleet import Fleet
-from gateway.routing import Entry
 from gateway.station import Station
-from qis_edge.core.errors import RoutingError
 from qis_edge.core.messages import Greeting, RevocationMessage, decode
 from qis_edge.node.runtime import Node
 from qis_edge.testing.memory import MemoryMedium
 from tests.loop.site import (
+    Absence,
     Site,
     assert_each_once,
     backlog,
@@ -30,21 +28,6 @@ from tests.loop.site import (
 )
 
 TWICE = "[custody]\ncopies = 2\n"
-
-
-class Absence:
-    """An engine that does not take deposits while :attr:`away`."""
-
-    def __init__(self, station: Station) -> None:
-        engine = station.engines[0]
-        self.away = True
-        self._deposit = engine.deposit
-        vars(engine)["deposit"] = self.deposit
-
-    async def deposit(self, entries: Sequence[Entry]) -> int:
-        if self.away:
-            raise RoutingError("away")
-        return await self._deposit(entries)
 
 
 def reconnect(here: Site) -> None:

@@ -12,7 +12,9 @@ from qis_edge.keys import read_key
 from qis_edge.links.base import Destination, Direction, Link, Received, Role, down
 from qis_edge.node.runtime import Node
 from qis_edge.testing.memory import MemoryLink, MemoryMedium
+from tests.loop.mesh import MeshSite, mesh_link, plugged
 from tests.loop.site import (
+    Absence,
     Site,
     assert_each_once,
     drained,
@@ -129,3 +131,19 @@ async def test_what_goes_wrong_with_one_link_is_shown(tmp_path: Path) -> None:
         status = await asyncio.to_thread(request, station.config.gateway.state, "status")
         assert [link["up"] for link in status["links"]] == [True, False]
         assert status["links"][1]["last_error"] == "the medium is away"
+
+
+async def test_over_radio_too_routed_means_routed(tmp_path: Path) -> None:
+    async with plugged(MeshSite(tmp_path, region="US", preset="SHORT_FAST")) as here:
+        station, node = here.station(gateway='custody = "routed"\n'), here.node("ewr")
+        engine = Absence(station)
+        here.start(station, node)
+        await here.join(station, node)
+        await here.wait("intake", lambda: station.counts.new >= 3)
+        await here.wait("polls", lambda: mesh_link(node).stats.extra["polls"] >= 2)
+        assert made_and_held(node)[1] == 0
+        engine.away = False
+        await here.wait("receipts", lambda: made_and_held(node)[1] >= 3, 40)
+        await drained(here, node)
+        await settled(here, station)
+        await assert_each_once(here.state("base"), {node.identity.kid: made_and_held(node)[0]})
