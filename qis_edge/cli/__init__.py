@@ -169,7 +169,7 @@ RADIO_VERBS = (
     Verb(
         "configure",
         "set a radio up as a file says, and check that it is",
-        "devices.radio_config.cli:configure",  # by name: the package does not stand on its devices
+        "devices.radio_config.cli:run",  # by name: the package does not stand on its devices
         _configure,
         json=True,
         config=False,
