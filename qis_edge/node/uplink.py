@@ -72,6 +72,7 @@ class Uplink:
         self._clock = clock
         self._tell_silent = silent
         self._offered: set[Key] = set()  # to the way in use
+        self._announced = False  # packets that nobody was asked to take into custody
         self._connects = 0
         self._poked = asyncio.Event()
         # The outbox is looked through for packets that were not offered here yet, page by
@@ -152,6 +153,9 @@ class Uplink:
             self._connects = self.link.stats.connects
             way.reopen()
         way.open()
+        if self._announced and not way.silent:
+            self._announced = False
+            self.start_over()
         refilled = await self._refill()
         again = await way.send()
         if refilled:
@@ -182,6 +186,7 @@ class Uplink:
             return None
         if link.room and not link.busy:
             for one in await self._disk(self._pack, 1):
+                self._announced = True
                 link.announce(one.raw)
         return time.monotonic() + ANNOUNCE
 
