@@ -15,6 +15,7 @@ import pytest
 from hil import plan
 from hil.bench import Ask, Bench, EmulatedBench, RealBench
 from hil.emulation import Air
+from hil.line import Line
 from hil.measure import Meter
 from hil.page import to_html
 from hil.report import Bench as BenchFacts
@@ -210,6 +211,20 @@ async def bench(
         await bench.close()
         if isinstance(bench, EmulatedBench):
             bench.air.close()
+
+
+@pytest.fixture
+async def line(
+    book: Book, meter: Meter, tmp_path: Path, pytestconfig: pytest.Config
+) -> AsyncIterator[Line]:
+    """The serial line."""
+    book.used("line")
+    ask = person(pytestconfig) if pytestconfig.getoption("interactive") else None
+    line = Line(book.line.ports, tmp_path, meter, ask)
+    try:
+        yield line
+    finally:
+        await line.close()
 
 
 def person(config: pytest.Config) -> Ask:

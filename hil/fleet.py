@@ -17,10 +17,11 @@ from qis_edge.core.credential import NODE as NODE_SCOPE
 from qis_edge.core.credential import issue
 from qis_edge.core.identity import Identity
 from qis_edge.core.outcome import Label, Outcome, Value
+from qis_edge.core.priority import Priority
 from qis_edge.keys import write_key
 from qis_edge.node.runtime import Node
 from qis_edge.sensor import Reading
-from qis_edge.store.forms import Pending, Priority
+from qis_edge.store.forms import Pending
 from tests.loop.site import YEAR, Site, deposited, made_and_held, settled
 
 

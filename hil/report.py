@@ -324,9 +324,12 @@ def where(benches: Iterable[Mapping[str, Any]]) -> str:
     parts = []
     for bench in benches:
         emulated = bench["emulated"]
-        what = "radios" if bench["medium"] == "radio" else "serial line"
+        kind = "EMULATED" if emulated else "real"
+        what = f"{kind} radios"
+        if bench["medium"] != "radio":
+            what = f"{'an' if emulated else 'a'} {kind} serial line"
         fast = f", {bench['rate']:g} times as fast" if bench["rate"] != 1 else ""
-        parts.append(f"{'EMULATED' if emulated else 'real'} {what}{fast}")
+        parts.append(what + fast)
     return "; ".join(parts) or "nothing"
 
 
@@ -452,7 +455,8 @@ def number(value: float | None) -> str:
         return ""
     if abs(value) >= 100:
         return f"{value:.0f}"
-    return f"{value:.2f}".rstrip("0").rstrip(".") or "0"
+    digits = 2 if abs(value) >= 0.1 or not value else 4
+    return f"{value:.{digits}f}".rstrip("0").rstrip(".")
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:

@@ -128,7 +128,7 @@ def test_json_is_the_figures() -> None:
 def test_the_text_says_what_it_ran_on_and_what_did_not_pass() -> None:
     text = to_text(figures(a_run()))
     assert "1 passed, 1 skipped" in text
-    assert "EMULATED radios, 40 times as fast; EMULATED serial line" in text
+    assert "EMULATED radios, 40 times as fast; an EMULATED serial line" in text
     assert "a second [231]: somebody has to <unplug> it" in text
     assert re.search(r"node → gateway +3 +2 +66\.7%", text)
     assert re.search(r"night +1000 +144 +50 +20", text)
@@ -147,7 +147,7 @@ def test_a_run_without_anything_has_a_report_too() -> None:
 
 def test_numbers_are_short() -> None:
     shown = [number(one) for one in (None, 0.0, 0.004, 1.5, -97.0, 123.4, 20.0)]
-    assert shown == ["", "0", "0", "1.5", "-97", "123", "20"]
+    assert shown == ["", "0", "0.004", "1.5", "-97", "123", "20"]
 
 
 class _Page(HTMLParser):
