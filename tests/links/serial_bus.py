@@ -139,6 +139,7 @@ class SerialWorld(LinkWorld):
     def __init__(self, bus: SerialBus, baud: int = BAUD) -> None:
         self.bus = bus
         self.baud = baud
+        self.made: list[SerialLink] = []
 
     def node(self, kid: bytes) -> SerialLink:
         return self.link(Role.NODE, kid)
@@ -150,7 +151,9 @@ class SerialWorld(LinkWorld):
         """A link on a port, a new one unless given."""
         path = (port or self.bus.port()).path
         settings = SerialSettings(str(path), self.baud, retry_first=0.05, retry_longest=0.1)
-        return SerialLink(settings, role, kid, name=f"serial-{role.value}")
+        link = SerialLink(settings, role, kid, name=f"serial-{role.value}")
+        self.made.append(link)
+        return link
 
     async def fail(self) -> None:
         self.bus.fail()
