@@ -5,12 +5,17 @@ and when to be quiet. It sends a *burst* (all that custody's window takes), asks
 burst's last frame what arrived, and waits. No answer: it *polls*, 12 bytes, less and less
 often. The answer settles the burst: what it does not name goes again (of a packet cut into
 tiles, only the missing ones), and the next burst begins. Nothing is resent on a guess, and
-while nobody answers only polls go out, and what is urgent and new. ::
+while nobody answers only polls go out, and what is urgent and new.
+
+Many nodes wait for the same moment: a window's end, power, a gateway that comes back. So a
+burst begins after a draw, and a burst or poll not in the middle of a peer's; what is urgent
+does not wait. An answer to a peer tells a silent node that somebody is there. ::
 
     sender.offer(key, packet, priority, now)
     while frame := sender.next(now):      # as long as the radio and the budget have room
         ...                               # send it
     sender.take(frame, now)               # Answer, Missing or Unknown, from the receiver
+    sender.overheard(now)                 # a frame of somebody else, not an answer
     sender.answered(gateway, now, held=[...])   # receipts that were verified
     sender.next_deadline()
 """
@@ -49,6 +54,8 @@ from qis_edge.core.receipt import parse
 _ANSWER = 64
 #: Questions without an answer after which nobody seems to be there.
 _SILENT_AFTER = 5
+#: How many times ``spread`` a burst or poll gives way to peers.
+_GIVES_WAY = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +158,8 @@ class Sender(Generic[K]):
         self._waiting = False
         self._wait_until = 0.0
         self._air_free = 0.0
+        self._quiet_until = float("-inf")  # peers are in the middle of something
+        self._stirred_at = float("-inf")  # by an answer to a peer
         self._whole_at: dict[bytes, float] = {}
 
     # --- packets ------------------------------------------------------------------------
@@ -160,6 +169,8 @@ class Sender(Generic[K]):
     ) -> tuple[K, ...]:
         """Take on a packet; as :meth:`Custody.offer`, which says what it returns."""
         dropped = self.custody.offer(key, priority, now, held_by=held_by)
+        if priority >= self._urgent:
+            self._begin_at = None
         if key in self.custody and key not in self._entries:
             name = Context.of(packet).name
             self._entries[key] = _Entry(packet, priority, name, elide(packet))
@@ -187,7 +198,7 @@ class Sender(Generic[K]):
             self._waiting = False
         urgent = self._waiting and not self._queue and self._fill_urgent(now)
         if self._waiting and not self._queue:
-            return self._poll(now) if now >= self._wait_until else None
+            return self._poll(now) if now >= self._after_peers(self._wait_until) else None
         if not self._queue and not self._outstanding and not self._begins(now):
             return None
         if not self._queue and not self._fill_due(now):
@@ -208,10 +219,14 @@ class Sender(Generic[K]):
         if self.spread > 0 and not self.urgent_waits(now):
             if self._begin_at is None and self.custody.due(now, 1):
                 self._begin_at = now + self.spread * self._uniform()
-            if self._begin_at is None or now < self._begin_at:
+            if self._begin_at is None or now < self._after_peers(self._begin_at):
                 return False
         self._begin_at = None
         return True
+
+    def _after_peers(self, due: float) -> float:
+        """When what could begin then may begin."""
+        return max(due, min(self._quiet_until, due + _GIVES_WAY * self.spread))
 
     def _fill_due(self, now: float) -> bool:
         """Frames of the packet that is to go next; whether there is one."""
@@ -298,10 +313,12 @@ class Sender(Generic[K]):
         if self._queue:
             return float("-inf")
         if self._waiting and self._outstanding:
-            return self._wait_until
+            return self._after_peers(self._wait_until)
         if self._outstanding:
             return float("-inf")
-        return self.custody.next_deadline() if self._begin_at is None else self._begin_at
+        if self._begin_at is None:
+            return self.custody.next_deadline()
+        return self._after_peers(self._begin_at)
 
     def urgent_waits(self, now: float) -> bool:
         """Whether what goes next is urgent."""
@@ -328,6 +345,8 @@ class Sender(Generic[K]):
 
     def _settle(self, answer: Answer, now: float) -> None:
         store = self._stores.get(answer.context)
+        if store is None:
+            self._stirred(now)
         if not self._waiting or store is None or answer.round not in (0, self._round):
             return
         named = _named(answer)
@@ -346,6 +365,20 @@ class Sender(Generic[K]):
         self._unanswered = 0
         self._waiting = bool(self._outstanding)
         self._wait_until = now
+
+    def _stirred(self, now: float) -> None:
+        """A peer was answered: somebody is there. Believed now and then, anybody can say it."""
+        if not self.silent or now - self._stirred_at < self.timing.most_wait:
+            return
+        self._stirred_at = now
+        self._unanswered = _SILENT_AFTER
+        soon = now + self.timing.turnaround + self.spread * self._uniform()
+        self._wait_until = min(self._wait_until, soon)
+
+    def overheard(self, now: float) -> None:
+        """Somebody else sent a frame that was not an answer: more may come."""
+        if self.spread > 0:
+            self._quiet_until = now + self.timing.turnaround + self.spread * self._uniform()
 
     def _missing(self, missing: Missing, now: float) -> None:
         for key in self._outstanding if self._waiting else ():

@@ -39,9 +39,9 @@ TIMING = Timing.of(airtime)
 class Node:
     """A sender with a clock that stands still until it is moved."""
 
-    def __init__(self, window: int = 8) -> None:
+    def __init__(self, window: int = 8, *, spread: float = 0.0, draw: float = 0.0) -> None:
         custody: Custody[int] = Custody(lambda: 0.0, pace=TIMING.pace(window))
-        self.sender = Sender(custody, TIMING, lambda: 0.0)
+        self.sender = Sender(custody, TIMING, lambda: draw, spread=spread)
         self.now = 0.0
         self.sender.link_up(0.0)
 
@@ -69,6 +69,13 @@ class Node:
 
     def receipted(self, *sequences: int) -> None:
         self.sender.answered(GATEWAY.kid, self.now, held=sequences)
+
+    def fall_silent(self) -> None:
+        """What was sent is asked about until nobody seems to be there."""
+        self.burst()
+        while not self.sender.silent:
+            self.sleep()
+            self.burst()
 
 
 def answer(*packets: Packet, round_: int = 0, parts: tuple[Part, ...] = ()) -> Answer:
@@ -309,3 +316,94 @@ def test_frames_of_another_node_change_nothing() -> None:
     assert node.burst() == []
     node.sleep()
     assert isinstance(node.burst()[0], Poll)
+
+
+def test_a_burst_begins_after_a_draw_and_what_is_urgent_at_once() -> None:
+    node = Node(spread=20.0, draw=0.5)
+    node.offer(packet(1))
+    assert node.burst() == []
+    node.sleep()
+    assert node.now == pytest.approx(10.0)
+    assert len(node.burst()) == 1
+    node.receipted(1)
+    node.offer(packet(2))
+    assert node.burst() == []
+    node.offer(packet(3), priority=3)
+    assert node.sender.next_deadline() == node.now
+    assert len(node.burst()) == 2
+
+
+def test_a_burst_gives_way_to_a_peer_and_then_begins() -> None:
+    node = Node(spread=20.0, draw=0.5)
+    node.offer(packet(1))
+    assert node.burst() == []
+    node.now = 9.0
+    node.sender.overheard(node.now)
+    node.sleep()
+    assert node.now == pytest.approx(9.0 + TIMING.turnaround + 10.0)
+    assert len(node.burst()) == 1
+
+
+def test_a_burst_that_has_begun_goes_on() -> None:
+    node = Node(spread=20.0)
+    node.offer(packet(1), packet(2))
+    first = node.sender.next(node.now)
+    node.sender.overheard(node.now)
+    assert first is not None
+    assert len(node.burst()) == 1
+
+
+def test_peers_that_never_end_hold_nothing_back_for_ever() -> None:
+    node = Node(spread=20.0, draw=0.5)
+    node.offer(packet(1))
+    assert node.burst() == []
+    while not (sent := node.burst()):
+        node.sender.overheard(node.now)
+        node.now += 2.0
+        assert node.now < 300.0
+    assert node.now > 200.0
+    assert len(sent) == 1
+
+
+def test_a_poll_gives_way_too() -> None:
+    node = Node(spread=20.0)
+    node.offer(packet(1))
+    node.burst()
+    deadline = node.sender.next_deadline()
+    assert deadline is not None
+    node.now = deadline
+    node.sender.overheard(node.now)
+    assert node.burst() == []
+    node.sleep()
+    assert isinstance(node.burst()[0], Poll)
+
+
+def test_an_answer_to_a_peer_ends_a_silent_nodes_waiting() -> None:
+    theirs = packet(1, node=NODES[1])
+    to_them = Answer(Context.of(theirs).name, 0, (), (receipt_for([theirs]),))
+    node = Node()
+    node.offer(packet(1))
+    node.fall_silent()
+    for _ in range(6):
+        node.sleep()
+        node.burst()
+    node.take(to_them)
+    node.sleep()
+    assert len(node.burst()) == 1
+    # Anybody can say it: for a while it changes nothing any more.
+    for _ in range(3):
+        node.sleep()
+        node.burst()
+    before = node.sender.next_deadline()
+    node.take(to_them)
+    assert node.sender.next_deadline() == before
+
+
+def test_an_answer_to_a_peer_hurries_nobody_who_is_not_silent() -> None:
+    theirs = packet(1, node=NODES[1])
+    node = Node()
+    node.offer(packet(1))
+    node.burst()
+    before = node.sender.next_deadline()
+    node.take(Answer(Context.of(theirs).name, 0, (), (receipt_for([theirs]),)))
+    assert node.sender.next_deadline() == before
