@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import socket
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ def init(args: argparse.Namespace) -> int:
     print(f"gateway  {config.gateway.name}")
     print(f"kid      {identity.kid.hex()}, good until {moment(expires)}")
     print(f"fleet    {fleet_file.site}, root {fleet_file.root.kid.hex()}")
-    print(f"broker   {fleet_file.mqtt_url}")
+    if fleet_file.mqtt_url is not None:
+        print(f"broker   {fleet_file.mqtt_url}")
     print(f"state    {state}")
     print(f"config   {path}{'' if new else ' (left as it was)'}")
     _next_steps(args, state)
@@ -145,9 +147,11 @@ def _good_until(fleet: Fleet, identity: Identity, now: float) -> int | None:
 
 
 def _broker_url(config: GatewayConfig) -> str | None:
-    """The broker as nodes reach it."""
+    """The broker as nodes reach it, where there is one."""
     if config.links.mqtt is not None and config.links.mqtt.url is not None:
         return config.links.mqtt.url
+    if not config.broker.embedded:
+        return None
     host, port = config.broker.listen
     if is_loopback(host):
         return config.broker.url
@@ -180,8 +184,9 @@ def check(args: argparse.Namespace) -> int:
         good.append(f"{config.path}: {plural(len(config.routing.engines), 'routing engine')}")
     if config is not None:
         _check_keys(config, problems, good)
-        with collecting(problems, "broker"):
-            _check_broker(config, good)
+        for name in config.served.names:
+            with collecting(problems, "broker" if name == "mqtt" else "link"):
+                _CHECKS[name](config, good)
     return show_check(problems, good, as_json=args.json)
 
 
@@ -211,12 +216,27 @@ def _check_keys(config: GatewayConfig, problems: list[dict[str, Any]], good: lis
 def _check_broker(config: GatewayConfig, good: list[str]) -> None:
     settings = (config.links.mqtt or MqttConfig()).settings(config.broker_url)
     settings.read_password()
-    if config.broker.embedded:
-        from importlib.util import find_spec  # to look without importing it
-
-        if find_spec("amqtt") is None:
-            raise QisError(
-                "the embedded broker is not installed",
-                hint="pip install 'qis-edge[gateway]', or run Mosquitto and set embedded = false",
-            )
+    if config.broker.embedded and find_spec("amqtt") is None:
+        raise QisError(
+            "the embedded broker is not installed",
+            hint="pip install 'qis-edge[gateway]', or run Mosquitto and set embedded = false",
+        )
     good.append(f"link: {settings.url}")
+
+
+def _check_mesh(config: GatewayConfig, good: list[str]) -> None:
+    assert config.links.meshtastic is not None
+    if find_spec("meshtastic") is None:
+        raise QisError(
+            "a Meshtastic radio needs a package that is not installed",
+            hint="pip install 'qis-edge[mesh]'",
+        )
+    good.append(f"link: meshtastic:{config.links.meshtastic.settings().radio}")
+
+
+def _check_serial(config: GatewayConfig, good: list[str]) -> None:
+    assert config.links.serial is not None
+    good.append(f"link: serial:{config.links.serial.port}")
+
+
+_CHECKS = {"mqtt": _check_broker, "meshtastic": _check_mesh, "serial": _check_serial}

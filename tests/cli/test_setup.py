@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.cli import setup
 from qis_edge.core.domain import Domain
 from qis_edge.core.identity import Identity
 from qis_edge.keys import FleetFile, read_key, write_key
@@ -73,6 +74,47 @@ def test_a_gateway_without_a_credential_needs_the_root(site: Site) -> None:
     assert "fix: name it: qis-gateway init --root FILE" in site.console.err
     assert site.gateway("init", "--root", site.folder / "root.key") == 0
     assert site.gateway("check") == 0
+
+
+def test_a_gateway_without_a_broker(site: Site) -> None:
+    """Its fleet file names none, and nothing is said about one."""
+    site.gateway("init")
+    (site.gateway_state / "fleet.toml").unlink()
+    text = f'[gateway]\nname = "base"\nstate = "{site.gateway_state}"\n'
+    links = '[links.meshtastic]\nradio = "/dev/ttyUSB0"\n[links.serial]\nport = "/dev/ttyUSB1"\n'
+    site.gateway_config.write_text(f"{text}[broker]\nembedded = false\n{links}")
+    for path in site.gateway_state.glob("fleet.db*"):
+        path.unlink()
+    assert site.gateway("init") == 0
+    assert "broker" not in site.console.out
+    assert FleetFile.read(site.gateway_state / "fleet.toml").mqtt_url is None
+    assert site.gateway("check") == 0
+    assert "link: meshtastic:/dev/ttyUSB0" in site.console.out
+    assert "link: serial:/dev/ttyUSB1" in site.console.out
+
+
+@pytest.mark.parametrize(
+    ("missing", "links", "subject", "cause"),
+    [
+        ("amqtt", "", "broker", "the embedded broker is not installed"),
+        ("meshtastic", "[links.meshtastic]\n", "link", "needs a package that is not installed"),
+    ],
+)
+def test_what_a_gateways_link_lacks_is_said(
+    site: Site,
+    monkeypatch: pytest.MonkeyPatch,
+    missing: str,
+    links: str,
+    subject: str,
+    cause: str,
+) -> None:
+    site.gateway("init")
+    site.gateway_config.write_text(site.gateway_config.read_text() + "\n" + links)
+    monkeypatch.setattr(setup, "find_spec", lambda name: None if name == missing else name)
+    assert site.gateway("check", "--json") == 1
+    (problem,) = site.console.json["problems"]
+    assert problem["subject"] == subject
+    assert cause in problem["message"]
 
 
 def test_brokers_of_a_new_gateway(site: Site) -> None:
