@@ -10,16 +10,16 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qis_edge.core.airtime import Budget, airtime_ms, effective_preset, region_named
 from qis_edge.core.errors import LinkError, Refused
-from qis_edge.core.mesh.echo import Echo
 from qis_edge.core.mesh.framing import (
     DEFAULT_FRAME,
     NONCE_SIZE,
     PING_SIZE,
     PONG_SIZE,
+    PONG_SLOTS,
     Frame,
     Ping,
     Pong,
@@ -234,17 +234,18 @@ class Pinger:
         self._tell = tell
         self._interval = interval
         self._count = count
-        every = Limits.of(voice.seconds, voice.region.duty_cycle).pong_every
-        self.survey = Survey(patience or self._patience(), every)
-        self._answered_at = 0.0
+        limits = Limits.of(voice.seconds, voice.region.duty_cycle)
+        patience = patience or self._patience(limits.pong_slot)
+        self.survey = Survey(patience, limits.pong_every, limits.pong_slot)
+        self._settled_at = 0.0
         self._poked = asyncio.Event()
         self._breaks = self._lost_so_far()
 
-    def _patience(self) -> float:
+    def _patience(self, slot: float) -> float:
         """There and back over all relays, with somebody else's frame in the way each time."""
         seconds = self._voice.seconds
         legs = (self._voice.hops + 1) * (seconds(self.size) + seconds(PONG_SIZE))
-        return 2.0 + legs + 2 * seconds(DEFAULT_FRAME)
+        return 2.0 + legs + 2 * seconds(DEFAULT_FRAME) + PONG_SLOTS * slot
 
     def summary(self) -> Summary:
         """What there is to say now."""
@@ -269,7 +270,8 @@ class Pinger:
             now = self._voice.now()
             reply = self.survey.heard(heard.source, frame, signal_of(heard), now)
             if reply is not None:
-                self._answered_at = now
+                slots = PONG_SLOTS + 1 - reply.slot  # those that others may still use
+                self._settled_at = now + _SETTLE + slots * self.survey.slot
                 self._tell(reply)
                 self._poked.set()
 
@@ -305,8 +307,7 @@ class Pinger:
             elif self.survey.open():
                 due = float("inf")
             else:
-                settled = self._answered_at + _SETTLE + 2 * self._voice.seconds(PONG_SIZE)
-                due = settled if last else max(at + _BETWEEN, settled)
+                due = self._settled_at if last else max(at + _BETWEEN, self._settled_at)
             if now >= due:
                 return
             await self._sleep(due)
@@ -355,7 +356,7 @@ class Answerer:
         self._count = count
         limits = Limits.of(voice.seconds, voice.region.duty_cycle)
         # A quarter of the airtime is what a gateway gives; here there is nothing else to say.
-        self._echo = Echo(limits.pongs, limits.pong_every / 3, limits.pongs_waiting)
+        self._echo = replace(limits, pong_every=limits.pong_every / 3).echo()
         self._poked = asyncio.Event()
 
     async def run(self) -> None:
@@ -376,21 +377,21 @@ class Answerer:
             if not isinstance(frame, Ping):
                 continue
             signal = signal_of(heard)
-            refused = self._echo.refused
-            self._echo.take(frame, signal, self._voice.now())
+            answered = self._echo.take(frame, signal, self._voice.now())
             self.pings += 1
             if heard.source in self.heard or len(self.heard) < self.MOST_RADIOS:
                 self.heard.setdefault(heard.source, Measured()).note(signal)
-            answered = self._echo.refused == refused
             self._tell(Pinged(heard.source, signal, len(heard.payload), answered))
             self._poked.set()
 
     async def _answer(self) -> None:
         self._poked.clear()
-        pong = self._echo.next()
+        pong = self._echo.next(self._voice.now())
         if pong is None:
+            due = self._echo.next_deadline()
+            wait = None if due is None else max(0.0, due - self._voice.now())
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._poked.wait(), _LOOK)
+                await asyncio.wait_for(self._poked.wait(), wait)
             return
         await self._voice.say(pong)
         self.answered += 1

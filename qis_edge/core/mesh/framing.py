@@ -37,11 +37,13 @@ NONCE_SIZE = 4
 PING_SIZE = 1 + NONCE_SIZE
 PONG_SIZE = PING_SIZE + 4
 MAX_HOPS = 7
+#: Whoever hears a ping waits for one of so many slots before it answers.
+PONG_SLOTS = 8
 _ANSWER_HEAD = 5
 #: Quarters of a dB, in one signed byte.
 _MOST_SNR = 127
-_NO_SIGNAL = b"\x80\x00\xff"
-_NO_HOPS = 0xFF
+_NO_SIGNAL = b"\x80\x00\x0f"
+_NO_HOPS = 0x0F
 
 
 class Type(enum.IntEnum):
@@ -238,16 +240,20 @@ class Pong:
     :param nonce: the ping's.
     :param heard: how the ping was heard; ``None``: nobody knows.
     :param left: pings that would be answered at once now, 255 or more as 255.
+    :param slot: 0..7; so many airtimes of a pong it waited, so that two who hear a ping
+        do not answer at once.
     """
 
     nonce: bytes
     heard: Signal | None = None
     left: int = 0
+    slot: int = 0
 
     def encode(self) -> bytes:
-        heard = _NO_SIGNAL if self.heard is None else self.heard.encode()
-        left = bytes((min(max(self.left, 0), 255),))
-        return bytes((MAGIC | Type.PONG,)) + self.nonce + heard + left
+        snr, rssi, hops = _NO_SIGNAL if self.heard is None else self.heard.encode()
+        left = min(max(self.left, 0), 255)
+        head = bytes((MAGIC | Type.PONG,)) + self.nonce
+        return head + bytes((snr, rssi, self.slot << 4 | hops, left))
 
 
 Frame = Elided | Whole | Tile | Poll | Answer | Missing | Unknown | Batch | Ping | Pong
@@ -374,7 +380,11 @@ def _ping(data: bytes) -> Ping:
 
 def _pong(data: bytes) -> Pong:
     _exactly(data, PONG_SIZE, "pong")
-    return Pong(data[1:PING_SIZE], _signal(data[PING_SIZE:-1]), data[-1])
+    slot, hops = data[-2] >> 4, data[-2] & 0x0F
+    if slot >= PONG_SLOTS:
+        raise Refused(Reason.BOUNDS, "pong.slot", f"{slot} of 0..{PONG_SLOTS - 1}")
+    heard = _signal(data[PING_SIZE:-2] + bytes((hops,)))
+    return Pong(data[1:PING_SIZE], heard, data[-1], slot)
 
 
 def _signal(data: bytes) -> Signal | None:

@@ -108,6 +108,7 @@ class Limits:
     :param gateways: radios remembered as gateways'.
     :param pongs: pings answered in a row; one more every ``pong_every`` seconds.
     :param pongs_waiting: pongs that may wait to be sent, the newest of them.
+    :param pong_slot: one of eight such times a pong waits, not to meet another gateway's.
     :param tile_wait: how long to wait for tiles before asking for them, at most
         ``tile_asks`` times.
     """
@@ -132,6 +133,7 @@ class Limits:
     pongs: int = 32
     pong_every: float = 20.0
     pongs_waiting: int = 4
+    pong_slot: float = 0.5
 
     @classmethod
     def of(cls, airtime: Callable[[int], float], duty_cycle: float = 1.0) -> Limits:
@@ -147,7 +149,12 @@ class Limits:
             unknown_every=5 * longest,
             same_unknown_every=10 * longest,
             pong_every=4 * airtime(PONG_SIZE) / duty_cycle,
+            pong_slot=airtime(PONG_SIZE),
         )
+
+    def echo(self) -> Echo:
+        """What answers pings within these limits."""
+        return Echo(self.pongs, self.pong_every, self.pongs_waiting, self.pong_slot)
 
 
 @dataclass(slots=True)
@@ -196,7 +203,7 @@ class Receiver:
         self._said_unknown: OrderedDict[bytes, float] = OrderedDict()
         self._out: deque[tuple[bytes, bytes]] = deque()  # with what each is about
         self._echoes = answers or echo
-        self._echo = Echo(limits.pongs, limits.pong_every, limits.pongs_waiting)
+        self._echo = limits.echo()
 
     # --- in -----------------------------------------------------------------------------
 
@@ -445,7 +452,7 @@ class Receiver:
         """The next frame to send, or ``None``."""
         if self._out:
             return self._out.popleft()[1]
-        if (pong := self._echo.next()) is not None:
+        if (pong := self._echo.next(now)) is not None:
             return pong
         part = self._overdue(now)
         return Missing(part).encode() if part is not None else None
@@ -458,10 +465,14 @@ class Receiver:
 
     def next_deadline(self) -> float | None:
         """When :meth:`next` may next have something, if nothing comes in."""
-        if self._out or self._echo:
+        if self._out:
             return float("-inf")
         limits = self.limits
-        return self._tiles.next_overdue(limits.tile_wait, limits.tile_asks, self._wants_tiles_of)
+        wanted = self._wants_tiles_of
+        overdue = self._tiles.next_overdue(limits.tile_wait, limits.tile_asks, wanted)
+        return min(
+            (t for t in (overdue, self._echo.next_deadline()) if t is not None), default=None
+        )
 
     def partial(self) -> int:
         """How many messages are partly here."""

@@ -90,7 +90,7 @@ class Reply:
     """A pong to a ping of ours.
 
     :param number: of the ping, from 1.
-    :param seconds: there and back, waiting in both radios included.
+    :param seconds: there and back, waiting in both radios included, not that for a slot.
     :param there: how the ping was heard there. :param back: how the pong was heard here.
     :param late: after the ping had been given up.
     """
@@ -101,6 +101,7 @@ class Reply:
     there: Signal | None
     back: Signal | None
     late: bool
+    slot: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,11 +236,13 @@ class Survey:
 
     :param patience: seconds after which a ping is given up.
     :param every: seconds until a gateway that answers no more pings answers one again.
+    :param slot: seconds of a slot that gateways wait for.
     """
 
-    def __init__(self, patience: float, every: float) -> None:
+    def __init__(self, patience: float, every: float, slot: float = 0.0) -> None:
         self.patience = patience
         self.every = every
+        self.slot = slot
         self._pings: OrderedDict[bytes, _Ping] = OrderedDict()
         self._radios: dict[int, _Radio] = {}
         self._sent = self._answered = self._lost = 0
@@ -271,7 +274,13 @@ class Survey:
             self._lost -= ping.given_up
         ping.radios.add(radio)
         reply = Reply(
-            ping.number, radio, now - ping.sent_at, pong.heard, signal, ping.given_up or ping.void
+            number=ping.number,
+            radio=radio,
+            seconds=max(0.0, now - ping.sent_at - pong.slot * self.slot),
+            there=pong.heard,
+            back=signal,
+            late=ping.given_up or ping.void,
+            slot=pong.slot,
         )
         found = self._radios.setdefault(radio, _Radio())
         found.answered += 1

@@ -74,7 +74,7 @@ frames = st.one_of(
     st.builds(Unknown, two),
     st.builds(Batch, messages.filter(len)),
     st.builds(Ping, nonces, st.integers(0, MAX_FRAME - PING_SIZE)),
-    st.builds(Pong, nonces, st.none() | signals, st.integers(0, 255)),
+    st.builds(Pong, nonces, st.none() | signals, st.integers(0, 255), st.integers(0, 7)),
 )
 
 
@@ -143,6 +143,7 @@ def test_a_cut_or_changed_frame_is_another_frame_or_refused(
         ("bc01020304e37900", Reason.TRUNCATED, "pong"),
         ("bc01020304e379000000", Reason.TRAILING, "pong"),
         ("bc01020304e3790800", Reason.BOUNDS, "pong.hops"),
+        ("bc01020304e3798000", Reason.BOUNDS, "pong.slot"),
         ("bc0102030480ff0000", Reason.NON_CANONICAL, "pong.signal"),
     ],
 )

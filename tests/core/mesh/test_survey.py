@@ -59,6 +59,17 @@ def test_answers_are_matched_measured_and_counted_once() -> None:
     assert far.relayed
 
 
+def test_waiting_for_a_slot_is_no_part_of_the_round_trip() -> None:
+    survey = Survey(10.0, 20.0, slot=0.5)
+    survey.sent(b"aaaa", 0.0, 1.0)
+    reply = survey.heard(FAR, Pong(b"aaaa", None, 9, slot=3), None, 2.0)
+    assert reply is not None
+    assert (reply.seconds, reply.slot) == (0.5, 3)
+    reply = survey.heard(OTHER, Pong(b"aaaa", None, 9, slot=7), None, 2.0)
+    assert reply is not None
+    assert reply.seconds == 0.0  # a lie of the other end's
+
+
 def test_silence_is_loss_and_a_late_answer_is_one_all_the_same() -> None:
     survey = Survey(10.0, 20.0)
     survey.sent(b"aaaa", 0.0, 1.0)
