@@ -156,7 +156,10 @@ class MeshLink:
         self._receiver = self._make_receiver(Limits.of(self.airtime, region.duty_cycle))
         self._receiver.contexts = known
         if self._way is not None:
-            self._way.retime(self.timing)
+            self._way.retime(self.timing, self._share())
+
+    def _share(self) -> float:
+        return self.budget.hourly_ms / (1000.0 * airtime.HOUR)
 
     def _make_receiver(self, limits: Limits) -> Receiver:
         answers = self._role is Role.GATEWAY
@@ -324,6 +327,7 @@ class MeshLink:
         """See :class:`qis_edge.links.ways.Carrier`."""
         self._way = MeshWay(
             self.timing,
+            self._share(),
             copies,
             now=self.now,
             poke=self._poked.notify,

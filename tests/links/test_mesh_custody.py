@@ -177,6 +177,19 @@ async def test_every_gateway_answers_and_none_takes_anothers_answer(air: Air) ->
     assert [taker.heard for taker in takers] == [[], []]
 
 
+@pytest.mark.parametrize(("region", "preset"), [("UA_868", "LONG_FAST"), ("EU_868", "LONG_SLOW")])
+async def test_where_little_may_be_sent_nothing_is_sent_twice(
+    tmp_path: Path, region: str, preset: str
+) -> None:
+    async with on_air(Air(tmp_path, preset=preset, region=region, rate=4000.0)) as air:
+        giver, taker = await pair(air)
+        giver.offer(*range(20), words=60)
+        await until(lambda: len(giver.done) == 20)
+        assert air.channel.now > 1500
+        assert giver.way.custody.counters.resent == 0
+        assert taker.link.stats.extra["duplicates"] == 0
+
+
 async def test_timers_are_those_of_the_radios_preset(tmp_path: Path) -> None:
     async with on_air(Air(tmp_path, preset="MEDIUM_FAST", region="EU_868")) as air:
         node = air.link(Role.NODE)
