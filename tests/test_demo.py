@@ -46,6 +46,8 @@ def test_the_short_demonstration(tmp_path: Path) -> None:
     assert (figures["packed"], figures["delivered"], figures["deposited"]) == (made, made, made)
     assert (figures["duplicates"], figures["lost"]) == (0, 0)
     assert 0 < figures["bytes_per_outcome"] < figures["json_bytes_per_outcome"]
+    assert 0 < figures["airtime_per_outcome"] < figures["json_airtime_per_outcome"]
+    assert figures["frames"] > 0
     assert figures["estimate_mae"] <= figures["hold_last_mae"] / 2
     assert math.isfinite(figures["hold_last_mae"])
     assert "is killed (-9)" in done.stdout

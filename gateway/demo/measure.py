@@ -11,6 +11,7 @@ from gateway.demo import journal
 from gateway.demo.processes import Field
 from gateway.demo.scenario import HOUR, STATIONS, Scenario, readings
 from gateway.routing import EVERYTHING, Context, open_engine
+from qis_edge.core.airtime import MAX_PAYLOAD, PRESETS, airtime_ms
 from qis_edge.core.domain import Domain
 from qis_edge.core.outcome import Outcome
 from qis_edge.core.packet import Packet, unpack
@@ -19,7 +20,7 @@ from qis_edge.store.outbox import Outbox
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Outcomes, bytes, and errors in °C."""
+    """Outcomes, bytes, seconds of airtime, and errors in °C."""
 
     made: int
     packed: int
@@ -31,6 +32,9 @@ class Figures:
     bytes_per_outcome: float
     packet_bytes_per_outcome: float
     json_bytes_per_outcome: float
+    frames: int
+    airtime_per_outcome: float
+    json_airtime_per_outcome: float
     estimate_mae: float
     hold_last_mae: float
     failed_hours: int
@@ -56,13 +60,15 @@ async def measure(field: Field, bytes_in: int) -> Figures:
         delivered += stats.held_outcomes
     packets = await _deposited(field)
     seen: Counter[tuple[bytes, int, tuple[str, ...]]] = Counter()
-    texts = 0
+    texts, json_air = 0, 0.0
     domain = Domain.load("weather")
     for packet in packets:
         for outcome in packet.named(domain):
             seen[packet.kid, outcome.time, packet.extensions.tags] += 1
-            texts += len(as_json(packet, outcome))
+            texts += len(text := as_json(packet, outcome))
+            json_air += airtime_of(len(text))
     outcomes = sum(seen.values())
+    frames, on_air = field.airtime()
     failures = [_one_failure(field, index) for index in range(len(field.scenario.failures))]
     errors = [error for one in failures for error in one.pop("errors")]
     estimated = [(ours, held) for ours, held in errors if ours is not None]
@@ -77,6 +83,9 @@ async def measure(field: Field, bytes_in: int) -> Figures:
         bytes_per_outcome=_mean([bytes_in / len(seen)]) if seen else 0.0,
         packet_bytes_per_outcome=sum(len(p.raw) for p in packets) / max(1, outcomes),
         json_bytes_per_outcome=texts / max(1, outcomes),
+        frames=frames,
+        airtime_per_outcome=round(on_air / max(1, len(seen)), 3),
+        json_airtime_per_outcome=round(json_air / max(1, outcomes), 3),
         estimate_mae=_mean([ours for ours, _ in estimated]),
         hold_last_mae=_mean([held for _, held in estimated]),
         failed_hours=len(errors),
@@ -109,6 +118,16 @@ def as_json(packet: Packet, outcome: Outcome) -> bytes:
         "results": dict(outcome.results),
     }
     return json.dumps(form, separators=(",", ":")).encode()
+
+
+def airtime_of(size: int) -> float:
+    """Seconds on the air of a message in as few frames as it needs."""
+    pieces = -(-size // MAX_PAYLOAD)
+    preset = PRESETS["LONG_FAST"]
+    return sum(
+        airtime_ms(min(MAX_PAYLOAD, size - MAX_PAYLOAD * piece), preset) / 1000
+        for piece in range(pieces)
+    )
 
 
 def _one_failure(field: Field, index: int) -> dict[str, Any]:

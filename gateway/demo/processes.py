@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -19,6 +20,12 @@ from qis_edge.control import request
 from qis_edge.core.errors import QisError
 
 SITE = "demo"
+#: Radios run so many times as fast as real ones; one frame in ten is lost on the way.
+RADIO_RATE, LOSS = 80, 0.1
+#: Who has which radio, in their order.
+RADIOS = ("gateway", *STATIONS)
+#: The node that has a broker as well.
+BOTH = "JFK"
 CHANNELS = ("temperature", "dewpoint", "humidity", "pressure", "wind_speed")
 #: Seconds that anything may take that normally takes a moment.
 PATIENCE = 30.0
@@ -92,6 +99,15 @@ class Field:
             ["gateway.broker", "--port", str(self.port)],
             folder / "broker.log",
         )
+        self.radios = Process(
+            "radios",
+            [
+                *("qis_edge", "radio-sim", "--radios", str(len(RADIOS))),
+                *("--region", "EU_868", "--preset", "LONG_FAST", "--loss", str(LOSS)),
+                *("--rate", str(RADIO_RATE), "--links", str(folder / "radios")),
+            ],
+            folder / "radios.log",
+        )
         self.gateway = Process(
             "gateway",
             ["gateway", "run", "--config", str(self._config("gateway"))],
@@ -107,10 +123,26 @@ class Field:
             for station in STATIONS
         }
 
-    @property
-    def _url(self) -> str:
-        """Weeks go by in a minute here: nobody waits longer than a second or two."""
-        return f'"mqtt://127.0.0.1:{self.port}"\nretry = "2s"'
+    def _links(self, name: str) -> str:
+        """All are in reach of each other. Weeks go by in a minute here: nobody waits longer
+        than a second or two."""
+        links = (
+            f'[links.meshtastic]\nradio = "{self.radio(name)}"\nhop_limit = 0\n'
+            f"rate = {RADIO_RATE}\n"
+        )
+        if name in ("gateway", BOTH):
+            links += f'[links.mqtt]\nurl = "mqtt://127.0.0.1:{self.port}"\nretry = "2s"\n'
+            links += '[links]\nafter = "1s"\nsettle = "1s"\n'
+        return links
+
+    def radio(self, name: str) -> Path:
+        """Where somebody's radio is."""
+        return self.folder / "radios" / f"radio{RADIOS.index(name)}"
+
+    def airtime(self) -> tuple[int, float]:
+        """Frames and seconds on the air of all radios, once they have ended."""
+        said = re.search(r"sent (\d+) \(([\d.]+) s on the air\)", self.radios.tail())
+        return (int(said[1]), float(said[2])) if said else (0, 0.0)
 
     def state(self, name: str) -> Path:
         """The state folder of the gateway or of a node."""
@@ -125,7 +157,7 @@ class Field:
 
     def processes(self) -> list[Process]:
         """All, in the order in which they are ended."""
-        return [*self.nodes.values(), self.gateway, self.broker]
+        return [*self.nodes.values(), self.gateway, self.broker, self.radios]
 
     # - setting up
 
@@ -181,7 +213,7 @@ class Field:
         return (
             '[gateway]\nname = "base"\nstate = "state"\n'
             "[broker]\nembedded = false\n"
-            f"[links.mqtt]\nurl = {self._url}\n"
+            f"{self._links('gateway')}"
             '[routing]\nengines = ["sqlite:routing.db"]\n'
         )
 
@@ -206,7 +238,7 @@ class Field:
             '[distil]\nwindow = "1h"\nexpected = 1\n'
             '[synthesis]\nwait = "90min"\nhook = "gateway.demo.journal:write"\n'
             '[outbox]\nttl = "30d"\n'
-            f"[links.mqtt]\nurl = {self._url}\n"
+            f"{self._links(station)}"
         )
 
     # - looking in

@@ -67,27 +67,26 @@ class Scenario:
 
 FULL = Scenario(
     epoch=int(datetime(2013, 9, 5, tzinfo=UTC).timestamp()),
-    hours=18 * 24,
-    seconds_per_hour=0.12,
+    hours=12 * 24,
+    seconds_per_hour=0.2,
     learning=60,
-    broker_down=Span(156, 196),
-    killed=("LGA", Span(216, 232)),
+    broker_down=Span(124, 164),
+    killed=("LGA", Span(190, 204)),
     failures=(
-        Failure("EWR", Span(72, 144)),
-        Failure("JFK", Span(256, 316)),
-        Failure("LGA", Span(348, 408)),
+        Failure("EWR", Span(64, 124)),
+        Failure("JFK", Span(132, 192)),
+        Failure("LGA", Span(212, 272)),
     ),
 )
 
 #: For the tests: the same, with one failure less.
 SHORT = replace(
     FULL,
-    hours=9 * 24,
-    seconds_per_hour=0.1,
+    hours=7 * 24,
     learning=48,
     broker_down=Span(104, 122),
-    killed=("JFK", Span(184, 196)),
-    failures=(Failure("EWR", Span(54, 104)), Failure("LGA", Span(130, 180))),
+    killed=("JFK", Span(156, 164)),
+    failures=(Failure("EWR", Span(50, 100)), Failure("LGA", Span(106, 156))),
 )
 
 
