@@ -173,14 +173,8 @@ def _others(config: RadioConfig) -> Iterator[Want]:
     device = config.device
     if not device.position:
         modes = definitions("config_pb2").Config.PositionConfig.GpsMode
-        enabled = modes.Value("ENABLED")
-        yield _enum(
-            "position.gps_mode",
-            "position",
-            "gps_mode",
-            "DISABLED",
-            agrees=partial(operator.ne, enabled),
-        )
+        off = partial(operator.ne, modes.Value("ENABLED"))  # there may be none at all
+        yield _enum("position.gps_mode", "position", "gps_mode", "DISABLED", agrees=off)
         name = "position_broadcast_smart_enabled"
         yield _plain(f"position.{name}", "position", name, False)
     interval = device.telemetry or NEVER

@@ -33,6 +33,10 @@ SEEN = 200
 RES_UNKNOWN, RES_DISABLED = 32, 34
 _HOUR = 3600.0
 _NEVER_BY_PUBLIC_KEY = frozenset({3, 4, 5, 70})  # POSITION, NODEINFO, ROUTING, TRACEROUTE
+#: What CORE_PORTNUMS_ONLY passes on: Meshtastic's own applications.
+_CORE = frozenset({1, 3, 4, 5, 6, 7, 8, 11, 12, 65, 67, 70})
+#: Roles that pass a frame on even if others have.
+_ALWAYS = ("ROUTER", "REPEATER", "ROUTER_LATE")
 _ROUTING, _ADMIN, _NODEINFO, _TELEMETRY = 5, 6, 4, 67
 _ACK_PRIORITY, _RELIABLE, _DEFAULT, _BACKGROUND = 120, 70, 64, 10
 
@@ -140,6 +144,7 @@ class Radio:
         if not self.on:
             return
         self.on = False
+        self.settings.power_lost()
         self.channel.silence(self)
         for pending in self._pending.values():
             pending.timer.cancel()
@@ -420,7 +425,7 @@ class Radio:
     def _heard_again(self, frame: AirFrame) -> None:
         if frame.to == self.number and frame.want_ack and frame.hop_limit == frame.hop_start:
             self._acknowledge(frame, 0)
-        elif frame.relay != frame.source & 0xFF and not self._routes():
+        elif frame.relay != frame.source & 0xFF and not self._has_role(*_ALWAYS):
             # Somebody else has relayed it.
             self._queue = [one for one in self._queue if one.frame.key != frame.key]
 
@@ -481,16 +486,21 @@ class Radio:
         local = (modes.Value("LOCAL_ONLY"), modes.Value("KNOWN_ONLY"))
         if device.rebroadcast_mode in local and not readable:
             return
+        core = device.rebroadcast_mode == modes.Value("CORE_PORTNUMS_ONLY")
+        if core and readable and definitions().Data.FromString(frame.data).portnum not in _CORE:
+            return
         window = 3 + round(5 * (min(max(snr, -20.0), 10.0) + 20.0) / 30)
-        slots = self.channel.random.randrange(2 * window if self._routes() else 2**window)
-        if not self._routes():
+        first = self._has_role("ROUTER", "REPEATER")
+        slots = self.channel.random.randrange(2 * window if first else 2**window)
+        if self._has_role("ROUTER_LATE"):
+            slots += 16 + 2**8  # after all others
+        elif not first:
             slots += 16
         self._enqueue(frame.relayed(self.number), _BACKGROUND, slots * self.channel.slot)
 
-    def _routes(self) -> bool:
+    def _has_role(self, *names: str) -> bool:
         device = self.settings.device
-        roles = type(device).Role
-        return device.role in (roles.Value("ROUTER"), roles.Value("REPEATER"))
+        return device.role in map(type(device).Role.Value, names)
 
     def announce(self) -> None:
         """Broadcast who this is, as radios do every few hours."""

@@ -13,9 +13,14 @@ from qis_edge.links.meshtastic_stream import definitions
 
 FIRMWARE = "2.7.26.54e0d8d"
 CHANNELS = 8
+#: Seconds from a change to the reboot that makes it work.
+REBOOT = 7.0
 #: Nonces of ``want_config_id`` that ask for less.
 ONLY_CONFIG = 69420
 ONLY_NODES = 69421
+#: Intervals that a radio from the factory and the firmware's roles have, seconds.
+ANNOUNCE, LEAST_ANNOUNCE, DAY = 10800, 3600, 86400
+NEVER = (2**31 - 1) // 1000
 #: Regions that bound the share of an hour that a radio sends, in per cent.
 DUTY_CYCLE = {"EU_868": 10.0, "EU_433": 10.0}
 
@@ -77,6 +82,7 @@ class Settings:
         self.modules = {one: module() for one in _MODULES if one}
         for one, message in self.modules.items():
             getattr(message, one).SetInParent()
+        self._factory()
         lora = self.lora
         lora.use_preset = True
         lora.tx_enabled = True
@@ -101,7 +107,18 @@ class Settings:
         self.channels[0].settings.name = channel
         self.channels[0].settings.psk = psk
         self.reboots = 0
-        self._editing = False
+        #: Sections that are not written whatever a host says, as some firmware does it.
+        self.ignores: set[str] = set()
+        self._kept: list[bytes] | None = None  # while a transaction is open: what is on its flash
+
+    def _factory(self) -> None:
+        device, position = self.device, self.configs["position"].position
+        device.node_info_broadcast_secs = ANNOUNCE
+        position.position_broadcast_smart_enabled = True
+        position.gps_mode = type(position).GpsMode.Value("NOT_PRESENT")
+        self.configs["bluetooth"].bluetooth.enabled = True
+        self.configs["security"].security.serial_enabled = True
+        self.modules["telemetry"].telemetry.device_update_interval = NEVER
 
     @property
     def lora(self) -> Any:
@@ -200,10 +217,12 @@ class Settings:
     # Admin messages.
 
     def administer(self, request: Any) -> tuple[Any | None, float | None]:
-        """Do what an ``AdminMessage`` asks.
+        """Do what an ``AdminMessage`` of the host asks; a managed radio does nothing.
 
         :returns: the answer, if there is one; seconds until the radio reboots, if it does.
         """
+        if self.configs["security"].security.is_managed:
+            return None, None
         admin = definitions("admin_pb2").AdminMessage
         kind = request.WhichOneof("payload_variant")
         answer = admin(session_passkey=b"emulated")
@@ -228,33 +247,96 @@ class Settings:
             return None, self._change(kind, request)
         return answer, None
 
+    def power_lost(self) -> None:
+        """What a transaction changed and nobody committed is lost."""
+        if self._kept is not None:
+            self._restore(self._kept)
+            self._kept = None
+
     def _change(self, kind: str | None, request: Any) -> float | None:
         if kind == "begin_edit_settings":
-            self._editing = True
+            self._kept = self._kept or self._saved()
             return None
         if kind == "commit_edit_settings":
-            self._editing = False
-            return 7.0
+            self._kept = None
+            return REBOOT
         if kind == "reboot_seconds":
             return float(max(0, request.reboot_seconds))
-        if kind == "set_owner":
-            user = request.set_owner
-            self.owner.long_name = user.long_name or self.owner.long_name
-            self.owner.short_name = user.short_name or self.owner.short_name
-        elif kind == "set_channel":
-            if 0 <= request.set_channel.index < CHANNELS:
+        if kind == "set_channel":
+            if 0 <= request.set_channel.index < CHANNELS and "channel" not in self.ignores:
                 self.channels[request.set_channel.index].CopyFrom(request.set_channel)
             return None  # takes effect at once
+        if not self._set(kind, request):
+            return None
+        return None if self._kept is not None else REBOOT
+
+    def _set(self, kind: str | None, request: Any) -> bool:
+        """Whether it was something to set."""
+        if kind == "set_owner":
+            self._set_owner(request.set_owner)
         elif kind == "set_config":
             name = request.set_config.WhichOneof("payload_variant")
             if name is None:
-                return None
-            self.configs[name].CopyFrom(request.set_config)
+                return False
+            if name not in self.ignores:
+                self._set_config(name, request.set_config)
         elif kind == "set_module_config":
             module = request.set_module_config.WhichOneof("payload_variant")
             if module not in self.modules:
-                return None
-            self.modules[module].CopyFrom(request.set_module_config)
+                return False
+            if module not in self.ignores:
+                self.modules[module].CopyFrom(request.set_module_config)
         else:
-            return None
-        return None if self._editing else 7.0
+            return False
+        return True
+
+    def _set_owner(self, user: Any) -> None:
+        if "owner" in self.ignores:
+            return
+        self.owner.long_name = user.long_name or self.owner.long_name
+        self.owner.short_name = user.short_name or self.owner.short_name
+        self.owner.is_licensed = user.is_licensed
+        if user.HasField("is_unmessagable"):
+            self.owner.is_unmessagable = user.is_unmessagable
+
+    def _set_config(self, name: str, config: Any) -> None:
+        """Beside what it was told, the firmware sets some things by itself."""
+        role, region = self.device.role, self.lora.region
+        getattr(self.configs[name], name).CopyFrom(getattr(config, name))
+        if name == "device":
+            self._settle_device(role)
+        elif name == "lora" and self.lora.region != region:
+            self.lora.tx_enabled = bool(self.lora.region) and (self.lora.tx_enabled or not region)
+            if DUTY_CYCLE.get(self.region, 100.0) < 100.0:
+                self.lora.ignore_mqtt = True
+
+    def _settle_device(self, before: int) -> None:
+        device, telemetry = self.device, self.modules["telemetry"].telemetry
+        roles, modes = type(device).Role, type(device).RebroadcastMode
+        routers = (roles.Value("ROUTER"), roles.Value("ROUTER_LATE"))
+        if device.rebroadcast_mode == modes.Value("NONE") and device.role in routers:
+            device.rebroadcast_mode = modes.Value("ALL")
+        if device.role != before:
+            if device.role == roles.Value("ROUTER"):
+                device.rebroadcast_mode = modes.Value("CORE_PORTNUMS_ONLY")
+                telemetry.device_update_interval = DAY // 2
+            elif device.role == roles.Value("ROUTER_LATE"):
+                telemetry.device_update_interval = DAY
+            if device.role in routers:
+                self.owner.is_unmessagable = True
+        device.node_info_broadcast_secs = max(device.node_info_broadcast_secs, LEAST_ANNOUNCE)
+        if device.role in (roles.Value("ROUTER_CLIENT"), roles.Value("REPEATER")):
+            device.role = roles.Value("CLIENT")
+
+    def _messages(self) -> Iterator[Any]:
+        yield self.owner
+        yield from self.configs.values()
+        yield from self.modules.values()
+        yield from self.channels
+
+    def _saved(self) -> list[bytes]:
+        return [one.SerializeToString() for one in self._messages()]
+
+    def _restore(self, saved: list[bytes]) -> None:
+        for one, data in zip(self._messages(), saved, strict=True):
+            one.ParseFromString(data)

@@ -266,7 +266,8 @@ def test_hops_carry_it_and_the_limit_ends_it() -> None:
 @pytest.mark.parametrize(
     ("mode", "own_channel", "carried"),
     [("ALL", True, True), ("ALL", False, True), ("LOCAL_ONLY", True, True),
-     ("LOCAL_ONLY", False, False), ("NONE", True, False)],
+     ("LOCAL_ONLY", False, False), ("NONE", True, False),
+     ("CORE_PORTNUMS_ONLY", True, False), ("CORE_PORTNUMS_ONLY", False, True)],
 )  # fmt: skip
 def test_what_relays_carry(mode: str, own_channel: bool, carried: bool) -> None:
     channel = Channel("SHORT_FAST")
@@ -281,6 +282,15 @@ def test_what_relays_carry(mode: str, own_channel: bool, carried: bool) -> None:
     channel.simulation.run(10)
     assert payloads(hosts[1].read()) == ([b"x"] if carried else [])
     assert payloads(hosts[2].read()) == ([b"x"] if own_channel else [])
+
+
+def test_who_is_late_passes_on_what_others_did() -> None:
+    channel, (one, early, late) = radios(3, "SHORT_FAST")
+    device = late.settings.device
+    device.role = type(device).Role.Value("ROUTER_LATE")
+    Host(one).send(b"x", id=1)
+    channel.simulation.run(30)
+    assert (early.stats.relayed, late.stats.relayed) == (1, 1)
 
 
 def test_two_at_once_collide_and_the_stronger_survives() -> None:
