@@ -20,8 +20,16 @@ from qis_edge.clock import Clock, SimulatedClock, SystemClock
 from qis_edge.core.distil import Distiller
 from qis_edge.core.domain import Domain
 from qis_edge.core.errors import SensorError, UsageError
-from qis_edge.core.outcome import Value
-from qis_edge.core.template import NUMERIC_STATISTICS, WORD_STATISTICS, Statistic
+from qis_edge.core.filling import Filling
+from qis_edge.core.outcome import Outcome, Value
+from qis_edge.core.priority import PRIORITIES, Priority, Rule, priority_of
+from qis_edge.core.template import (
+    MAX_NUMBER,
+    NUMERIC_STATISTICS,
+    WORD_STATISTICS,
+    Result,
+    Statistic,
+)
 from qis_edge.drivers import driver_names, load_callable, load_driver
 from qis_edge.link_config import LinksConfig
 from qis_edge.schema import (
@@ -253,6 +261,76 @@ class DistilConfig:
         "Your own way from readings to an outcome, in the place of ours.",
         example="my_station:distil",
     )
+    priority: str = setting(
+        Choice(*PRIORITIES),
+        Priority.NORMAL.label,
+        "The priority of outcomes for which no ``[[priority]]`` holds. Higher ones are sent "
+        "first, and dropped last when the disk budget is full; ``urgent`` ones never wait.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PriorityConfig:
+    """Outcomes of another priority than ``distil.priority``. Write one such table for each rule.
+
+    A rule holds for an outcome whose result is above a number, or below one, or is a word. The
+    first that holds decides. A result that is missing is none of these.
+    """
+
+    result: str = setting(WORD, doc="The result that is looked at.", example="temperature")
+    above: float | None = setting(
+        Number(-MAX_NUMBER, MAX_NUMBER),
+        None,
+        "The rule holds for numbers greater than this, in the result's unit.",
+        example=35.0,
+    )
+    below: float | None = setting(
+        Number(-MAX_NUMBER, MAX_NUMBER),
+        None,
+        "The rule holds for numbers less than this, in the result's unit.",
+        example=-20.0,
+    )
+    equals: str | None = setting(WORD, None, "The rule holds for this word.", example="hail")
+    priority: str = setting(
+        Choice(*PRIORITIES), Priority.URGENT.label, "What outcomes get for which it holds."
+    )
+
+    def check(self, where: Where) -> None:
+        """What does not go together."""
+        if (self.above, self.below, self.equals) == (None, None, None):
+            where.wrong("must have above, below or equals")
+        elif self.above is not None and self.below is not None and self.above < self.below:
+            (where / "above").wrong(
+                "is less than below: the rule would hold for every number",
+                "it holds above the one and below the other, not between them",
+            )
+
+    @property
+    def rule(self) -> Rule:
+        """What the core judges by."""
+        return Rule(
+            self.result, Priority[self.priority.upper()], self.above, self.below, self.equals
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackingConfig:
+    """How long outcomes wait for others, where a packet costs airtime.
+
+    What outcomes of one situation share is sent once a packet: one outcome takes 98 bytes of
+    a radio's frame, 24 of them take 191. So over links whose frames are small (Meshtastic)
+    outcomes wait until a packet is full, or until the oldest has waited as long as its
+    priority may, counted from the end of its window. Nothing waits over other links, nothing
+    urgent waits, and where windows are longer than the wait nothing waits either, for no other
+    could come in time. Whoever hears us hears of an outcome so much later: let
+    ``synthesis.wait`` be longer than that where peers' outcomes are to be in estimates.
+    """
+
+    low: float = setting(Duration("0s", "31d"), "12h", "The longest wait of ``low`` outcomes.")
+    normal: float = setting(
+        Duration("0s", "31d"), "30min", "The longest wait of ``normal`` outcomes."
+    )
+    high: float = setting(Duration("0s", "31d"), "0s", "The longest wait of ``high`` outcomes.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -350,7 +428,15 @@ class NodeConfig:
         Tables(SensorConfig, least=1), doc="The sensors.", name="sensor"
     )
     distil: DistilConfig = setting(Table(DistilConfig), {}, "Distilling.")
+    priorities: tuple[PriorityConfig, ...] = setting(
+        Tables(PriorityConfig),
+        [],
+        "What is more important.",
+        name="priority",
+        example=[{"result": "temperature", "above": 35.0}],
+    )
     links: LinksConfig = setting(Table(LinksConfig), {}, "The links.")
+    packing: PackingConfig = setting(Table(PackingConfig), {}, "Packing.")
     outbox: OutboxConfig = setting(Table(OutboxConfig), {}, "The outbox.")
     custody: CustodyConfig = setting(Table(CustodyConfig), {}, "Custody.")
     peers: PeersConfig = setting(Table(PeersConfig), {}, "Peers.")
@@ -392,6 +478,16 @@ class NodeConfig:
             function=None if function is None else load_callable(function),
         )
 
+    def make_filling(self) -> Filling:
+        """How long outcomes wait for others where a packet costs airtime."""
+        longest = (self.packing.low, self.packing.normal, self.packing.high)
+        return Filling(longest, window=self.distil.window)
+
+    def priority_of(self, outcome: Outcome) -> Priority:
+        """What an outcome gets."""
+        usual = Priority[self.distil.priority.upper()]
+        return priority_of(outcome, (one.rule for one in self.priorities), usual)
+
     @staticmethod
     def parts(made: dict[str, Any], where: Where) -> None:
         """What does not go together."""
@@ -415,16 +511,52 @@ class NodeConfig:
             here = where / "situation"
             _check_sources(situation.fields, list(results), here / "fields")
             _check_sources(situation.vector, list(results), here / "vector")
+        for index, rule in enumerate(made["priorities"] or ()):
+            here = where / "priority" / index
+            if rule is None:
+                continue
+            template = None if situation is None else situation.template
+            known = template is None or _check_rule(template, rule, here)
+            if known and None not in sensors:
+                _check_fed(rule.result, list(results), here / "result")
+
+
+def _result_of(domain: Domain, name: str, where: Where) -> Result | None:
+    """The template's result, or ``None`` and a report."""
+    result = next((one for one in domain.results if one.name == name), None)
+    if result is None:
+        names = [one.name for one in domain.results]
+        where.wrong(f"{domain.name} has no result {quoted(name)}", did_you_mean(name, names))
+    return result
+
+
+def _check_rule(domain: Domain, rule: PriorityConfig, where: Where) -> bool:
+    """Whether the template has its result; what is wrong is reported."""
+    result = _result_of(domain, rule.result, where / "result")
+    if result is None:
+        return False
+    for key, bound in (("above", rule.above), ("below", rule.below)):
+        if bound is None:
+            continue
+        if result.words:
+            (where / key).wrong(f"{result.name} is a word", "write equals")
+        elif (bound >= result.high) if key == "above" else (bound <= result.low):
+            (where / key).wrong(
+                "never holds: the template has "
+                f"{result.name} from {result.low:g} to {result.high:g} {result.unit}"
+            )
+    if rule.equals is not None and rule.equals not in result.words:
+        if result.words:
+            suggestion = did_you_mean(rule.equals, result.words)
+            (where / "equals").wrong(f"{result.name} is never {quoted(rule.equals)}", suggestion)
+        else:
+            (where / "equals").wrong(f"{result.name} is a number", "write above or below")
+    return True
 
 
 def _check_result(domain: Domain, channel: Channel, where: Where) -> None:
-    result = next((one for one in domain.results if one.name == channel.result), None)
+    result = _result_of(domain, channel.result, where)
     if result is None:
-        names = [one.name for one in domain.results]
-        where.wrong(
-            f"{domain.name} has no result {quoted(channel.result)}",
-            did_you_mean(channel.result, names),
-        )
         return
     suitable = WORD_STATISTICS if result.words else NUMERIC_STATISTICS
     if channel.statistic is not None and channel.statistic not in suitable:
@@ -440,11 +572,13 @@ def _check_sources(
     where: Where,
 ) -> None:
     for name, source in sources.items():
-        if source.result is not None and source.result not in results:
-            (where / name).wrong(
-                f"no sensor feeds a result {quoted(source.result)}",
-                did_you_mean(source.result, results),
-            )
+        if source.result is not None:
+            _check_fed(source.result, results, where / name)
+
+
+def _check_fed(result: str, results: list[str], where: Where) -> None:
+    if result not in results:
+        where.wrong(f"no sensor feeds a result {quoted(result)}", did_you_mean(result, results))
 
 
 def load_node(path: Path | None = None, *, full: bool = True) -> NodeConfig:

@@ -255,6 +255,7 @@ class Sensing:
         pending = Pending(
             self._domain.quantise(outcome),
             situation.fingerprint,
+            self._config.priority_of(outcome),
             ttl=self._config.outbox.ttl_hours,
             extensions=Extensions(situation.vector, tags, doubt),
             unclocked=unclocked,

@@ -1,12 +1,12 @@
 """What a node keeps on its disk: its outbox, and what came for it."""
 
+from qis_edge.core.priority import Priority
 from qis_edge.store.forms import (
     Answer,
     Aside,
     Candidate,
     Notice,
     Pending,
-    Priority,
     Queued,
     Settled,
     Stats,

@@ -6,7 +6,6 @@ back exactly, and a person with an SQLite shell can read what a broken card stil
 
 from __future__ import annotations
 
-import enum
 import hashlib
 import json
 import zlib
@@ -17,19 +16,11 @@ from typing import Any
 from qis_edge.core.errors import UsageError
 from qis_edge.core.outcome import Kind, Label, Outcome, Value
 from qis_edge.core.packet import MAX_SEQUENCE, MAX_TTL, Extensions
+from qis_edge.core.priority import Priority
 from qis_edge.core.receipt import Receipt
 
 DEFAULT_TTL = 24 * 7
 PLAIN = Extensions()
-
-
-class Priority(enum.IntEnum):
-    """What goes first, and what goes last when the disk budget is full."""
-
-    LOW = 0
-    NORMAL = 1
-    HIGH = 2
-    URGENT = 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from qis_edge.core.errors import UsageError
 from qis_edge.core.identity import Identity, PublicKey
 from qis_edge.core.outcome import Outcome
 from qis_edge.core.packet import MAX_PACKET, Extensions, Packet
+from qis_edge.core.priority import Priority
 from qis_edge.core.receipt import Receipt
 from qis_edge.store import opening, times
 from qis_edge.store.budget import SMALLEST, Dropped, make_room
@@ -27,7 +28,6 @@ from qis_edge.store.forms import (
     Answer,
     Notice,
     Pending,
-    Priority,
     Settled,
     Unclocked,
     body_of,

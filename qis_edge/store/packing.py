@@ -17,10 +17,10 @@ from qis_edge.core.packet import (
     how_many,
     pack,
 )
+from qis_edge.core.priority import Priority
 from qis_edge.core.rows import Template
 from qis_edge.store.forms import (
     Candidate,
-    Priority,
     extensions_of,
     outcome_of,
     packet_number,

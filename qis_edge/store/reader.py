@@ -8,11 +8,11 @@ from typing import Self
 
 from qis_edge.core.errors import Refused
 from qis_edge.core.outcome import Outcome
+from qis_edge.core.priority import Priority
 from qis_edge.store.database import Database
 from qis_edge.store.forms import (
     Aside,
     Notice,
-    Priority,
     Queued,
     Stats,
     outcome_of,

@@ -12,7 +12,11 @@ from qis_edge.clock import SimulatedClock, SystemClock
 from qis_edge.config import default_path, load_node
 from qis_edge.core.domain import Domain
 from qis_edge.core.errors import UsageError
+from qis_edge.core.filling import MARGIN
+from qis_edge.core.outcome import Outcome
+from qis_edge.core.priority import Priority
 from qis_edge.schema import load
+from qis_edge.store.forms import Candidate
 from tests.config.kit import GATEWAY, NODE, load_from, node
 
 
@@ -125,3 +129,48 @@ def test_load_gives_the_document(tmp_path: Path) -> None:
     made, document = load(GatewayConfig, path)
     assert made.gateway.name == "base"
     assert document.place(("gateway", "name")).line == 2
+
+
+# --- priorities and packing ----------------------------------------------------------------
+
+
+def test_outcomes_are_normal_unless_said() -> None:
+    config = node()
+    assert config.priority_of(Outcome(0, results={"temperature": 60.0})) is Priority.NORMAL
+    assert node('[distil]\npriority = "low"\n').priority_of(Outcome(0)) is Priority.LOW
+
+
+def test_rules_of_priority() -> None:
+    config = node(
+        '[[priority]]\nresult = "temperature"\nabove = 35\nbelow = -20.5\n'
+        '[[priority]]\nresult = "temperature"\nabove = 30\npriority = "high"\n'
+    )
+    given = {
+        value: config.priority_of(Outcome(0, results={"temperature": value}))
+        for value in (-21.0, -20.5, 30.0, 31.0, 35.0, 35.1)
+    }
+    assert given == {
+        -21.0: Priority.URGENT,
+        -20.5: Priority.NORMAL,
+        30.0: Priority.NORMAL,
+        31.0: Priority.HIGH,
+        35.0: Priority.HIGH,
+        35.1: Priority.URGENT,
+    }
+
+
+def test_the_longest_waits() -> None:
+    filling = node('[distil]\nwindow = "1min"\n[packing]\nnormal = "10min"\n').make_filling()
+
+    def wait(priority: Priority) -> float:
+        return filling.due(Candidate(bytes(32), priority, 1, 1, False, 940), 1000) - 1000 - MARGIN
+
+    assert wait(Priority.NORMAL) == 600
+    assert wait(Priority.LOW) == 12 * 3600
+    assert wait(Priority.HIGH) == wait(Priority.URGENT) == -MARGIN
+
+
+def test_hourly_outcomes_do_not_wait_unless_said() -> None:
+    filling = node().make_filling()
+    candidate = Candidate(bytes(32), Priority.NORMAL, 1, 1, False, 0)
+    assert filling.due(candidate, 3600) == 3600

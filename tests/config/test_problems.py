@@ -356,6 +356,51 @@ def test_no_secret_is_repeated() -> None:
     assert secret not in str(error.value)
 
 
+# --- priorities ----------------------------------------------------------------------------
+
+_WORDS = '[sensor.channels]\ncpu_temperature = "temperature"\nload = "present_weather"\n'
+
+
+@pytest.mark.parametrize(
+    ("rule", "key", "message", "suggestion"),
+    [
+        ("above = 1", "result", "is missing", None),
+        ('result = "temperature"', "", "must have above, below or equals", None),
+        ('result = "temperatur"\nabove = 1', "result", "weather has no result", "temperature?"),
+        ('result = "humidity"\nabove = 1', "result", "no sensor feeds", None),
+        ('result = "temperature"\nabove = 95', "above", "never holds", None),
+        ('result = "temperature"\nbelow = -90', "below", "never holds", None),
+        ('result = "temperature"\nabove = 0\nbelow = 9', "above", "every number", "between"),
+        ('result = "temperature"\nequals = "warm"', "equals", "is a number", "above or below"),
+        ('result = "present_weather"\nabove = 1', "above", "is a word", "write equals"),
+        ('result = "present_weather"\nequals = "rian"', "equals", 'never "rian"', "rain?"),
+        ('result = "temperature"\nabove = "1"', "above", "must be a number", None),
+        (
+            'result = "temperature"\nabove = 1\npriority = "urgnet"',
+            "priority",
+            "is not known",
+            "urgent?",
+        ),
+    ],
+)
+def test_rules_of_priority(rule: str, key: str, message: str, suggestion: str | None) -> None:
+    text = NODE.replace('[sensor.channels]\ncpu_temperature = "temperature"\n', _WORDS)
+    found = problems(f"{text}[[priority]]\n{rule}\n")
+    at = f"priority[1].{key}".rstrip(".")
+    assert at in found
+    assert message in found[at][1]
+    if suggestion is not None:
+        assert suggestion in (found[at][2] or "")
+
+
+@pytest.mark.parametrize("key", ["low", "normal", "high"])
+def test_packing_is_by_durations(key: str) -> None:
+    assert set(problems(f'{NODE}[packing]\n{key} = 30\nurgent = "0s"\n')) == {
+        f"packing.{key}",
+        "packing.urgent",
+    }
+
+
 # --- nothing gives a traceback -----------------------------------------------------------
 
 _SCALARS = st.one_of(

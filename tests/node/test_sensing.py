@@ -14,12 +14,13 @@ import pytest
 from qis_edge.clock import SystemClock
 from qis_edge.core.errors import SensorError, StoreCorrupt, StoreError
 from qis_edge.core.outcome import Kind, Outcome
+from qis_edge.core.priority import Priority
 from qis_edge.node import sensing as module
 from qis_edge.node import timekeeping
 from qis_edge.node.runtime import Node
 from qis_edge.sensor import Reading
 from qis_edge.testing.memory import MemoryMedium
-from tests.loop.site import Site, stats_of
+from tests.loop.site import Site, outbox_of, stats_of
 from tests.node.kit import until
 
 LONG_AGO = -30 * 365 * 86400.0
@@ -166,6 +167,23 @@ async def test_own_outcomes_of_the_future_silence_nobody(tmp_path: Path) -> None
     await node.disk(node.inbox.keep_own, bytes(32), [future])
     async with sensing(node):
         await until(lambda: stats_of(node).made >= 2)
+
+
+async def test_rules_make_outcomes_urgent(tmp_path: Path) -> None:
+    rules = '[[priority]]\nresult = "temperature"\nabove = 25\n'
+    node = node_of(tmp_path, extra=rules)
+    async with sensing(node):
+        await until(lambda: stats_of(node).made >= 2)
+        Driver.last.value = 26.0
+        made = stats_of(node).made
+        await until(lambda: stats_of(node).made >= made + 3)
+        with outbox_of(node) as reader:
+            waiting = [(priority, one.results) for priority, _, one in reader.waiting(100)]
+    assert {priority for priority, _ in waiting} == {Priority.NORMAL, Priority.URGENT}
+    for priority, results in waiting:
+        value = results["temperature"]
+        assert isinstance(value, float)
+        assert priority == (Priority.URGENT if value > 25 else Priority.NORMAL)
 
 
 async def test_an_outcome_waits_for_the_disk(tmp_path: Path) -> None:
