@@ -71,11 +71,11 @@ FULL = Scenario(
     seconds_per_hour=0.2,
     learning=60,
     broker_down=Span(124, 164),
-    killed=("LGA", Span(190, 204)),
+    killed=("LGA", Span(194, 206)),
     failures=(
         Failure("EWR", Span(64, 124)),
-        Failure("JFK", Span(132, 192)),
-        Failure("LGA", Span(212, 272)),
+        Failure("LGA", Span(132, 192)),
+        Failure("JFK", Span(212, 272)),
     ),
 )
 
