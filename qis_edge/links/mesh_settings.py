@@ -34,4 +34,7 @@ class MeshSettings:
         require(0 <= self.channel <= 7, "channel", "must be 0..7")
         require(MIN_FRAME <= self.frame <= MAX_FRAME, "frame", f"must be {MIN_FRAME}..{MAX_FRAME}")
         require(self.relays >= 0, "relays", "must be 0 or more")
+        share, hops = self.duty_cycle, self.hop_limit
+        require(share is None or 0 < share <= 1, "duty_cycle", "must be more than 0, at most 1")
+        require(hops is None or 0 <= hops <= 7, "hop_limit", "must be 0..7")
         require(self.rate > 0, "rate", "must be more than 0")

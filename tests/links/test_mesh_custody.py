@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
@@ -226,3 +227,36 @@ async def test_what_was_offered_before_the_radio_was_there_goes_up(air: Air) -> 
     port.plug()
     await until(lambda: len(giver.done) == 5)
     assert taker.sequences == list(range(5))
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+async def test_whatever_happens_to_the_radios_everything_arrives(tmp_path: Path, seed: int) -> None:
+    dice = random.Random(seed)
+    async with on_air(Air(tmp_path, loss=0.15, collisions=True, rate=200.0)) as air:
+        giver, taker = await pair(air)
+        offered = 0
+        for _ in range(25):
+            for _ in range(dice.randrange(4)):
+                if len(giver.way.sender) < 16:
+                    giver.offer(
+                        offered, priority=dice.choice((1, 1, 3)), words=dice.choice((0, 300))
+                    )
+                    offered += 1
+            port = dice.choice(air.ports)
+            match dice.randrange(6):
+                case 0:
+                    port.unplug()
+                case 1:
+                    port.radio.reboot()
+                case 2:
+                    port.radio.refusals.append(dice.choice(((32, False), (9, True), (0, False))))
+                case 3:
+                    port.say(bytes(dice.randbytes(40)))
+                case _:
+                    for one in air.ports:
+                        one.plug()
+            await asyncio.sleep(dice.uniform(0.0, 0.1))
+        await air.heal()
+        await until(lambda: len(giver.done) == offered, 30)
+        assert taker.sequences == list(range(offered))
+        assert offered > 20

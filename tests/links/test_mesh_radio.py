@@ -8,20 +8,22 @@ import os
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qis_edge.core.airtime import PRESETS, airtime_ms
-from qis_edge.core.errors import LinkError
+from qis_edge.core.errors import LinkError, UsageError
 from qis_edge.core.mesh.framing import Ping, Pong, Signal, Whole, decode
+from qis_edge.core.messages import Position
 from qis_edge.links.base import UP, Link, Polled, Role, down, link_status, peers
 from qis_edge.links.mesh import MeshLink, MeshSettings
 from qis_edge.links.meshtastic_session import BROADCAST, Heard, RadioInfo, Telemetry
 from qis_edge.links.ways import Carrier, Way
 from qis_edge.testing.links import receive_done, until_down, until_up
-from tests.core.mesh.kit import packet, verify
+from tests.core.mesh.kit import GATEWAY, packet, verify
 from tests.devices.radios import Host
 from tests.links.meshes import Air, Giver, Sniffer, on_air, pair, until
 
@@ -56,6 +58,64 @@ def test_costs_rise_with_size_on_every_preset(preset: str, frame: int) -> None:
     costs = [link.cost(size) for size in range(link.mtu + 1)]
     assert costs == sorted(costs)
     assert link.cost(link.fits) == airtime_ms(min(frame, 512 - 58), PRESETS[preset])
+
+
+def test_the_law_is_the_radios_or_the_settings() -> None:
+    link = MeshLink(MeshSettings(), Role.NODE, verify)
+    budget = link.budget
+    link._connected(RadioInfo(1, region="EU_868", preset="MEDIUM_FAST"))
+    assert link.preset == PRESETS["MEDIUM_FAST"]
+    assert link.budget is budget, "another preset saves up nothing"
+    link._connected(RadioInfo(1, region="EU_868", preset="SHORT_TURBO"))
+    assert link.preset == PRESETS["LONG_FAST"], "it is too wide there"
+    link._connected(RadioInfo(1, region="UA_868", preset="LONG_FAST"))
+    assert link.budget.hourly_ms == pytest.approx(32_400)
+    bound = MeshLink(MeshSettings(duty_cycle=0.05), Role.NODE, verify)
+    bound._connected(RadioInfo(1, region="US", preset="LONG_FAST"))
+    assert bound.budget.hourly_ms == pytest.approx(162_000)
+
+
+def test_what_is_not_known_of_a_radio_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    link = MeshLink(MeshSettings(), Role.NODE, verify)
+    for _ in range(3):
+        link._connected(RadioInfo(1, region="MOON", preset=""))
+    assert link.preset == PRESETS["LONG_FAST"]
+    assert link.region.duty_cycle == 0.01
+    assert [record.message for record in caplog.records] == [
+        "meshtastic: unknown region 'MOON', taken for one of 1%",
+        "meshtastic: unknown preset '', taken for LONG_FAST",
+    ]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"channel": 8}, {"frame": 40}, {"frame": 232}, {"relays": -1}, {"duty_cycle": 0.0},
+     {"duty_cycle": 1.1}, {"hop_limit": 8}, {"rate": 0.0}],
+)  # fmt: skip
+def test_settings_that_make_no_sense(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError) as caught:
+        MeshSettings(**wrong)
+    assert caught.value.field == next(iter(wrong))
+
+
+async def test_the_hop_limit_is_the_radios_or_the_settings(tmp_path: Path) -> None:
+    async with on_air(Air(tmp_path, hop_limit=3)) as air:
+        one, other = air.link(Role.NODE), air.link(Role.NODE, hop_limit=1)
+        hops: list[int] = []
+        transmit = air.channel.transmit
+
+        def seen(radio: Any, frame: Any, done: Any) -> float:
+            hops.append(frame.hop_start)
+            return transmit(radio, frame, done)
+
+        air.channel.transmit = seen  # type: ignore[method-assign]  # to look on
+        for link in (one, other):
+            await link.start()
+            await until_up(link)
+            await link.send(b"x", UP)
+            await asyncio.sleep(0.05)
+        assert set(hops[:1]) == {3}
+        assert 1 in hops
 
 
 # The radio refuses.
@@ -338,6 +398,37 @@ async def test_greetings_are_not_held_up_by_packets_for_peers(tmp_path: Path) ->
         await until(lambda: b"greeting" in giver.heard)
         assert len(giver.heard) <= 4
         assert taker.link.stats.extra["dropped_out"] > 30
+
+
+async def test_a_position_does_not_overtake_the_packets_before_it(air: Air) -> None:
+    giver, taker = await pair(air)
+    position = Position(GATEWAY.kid, b"cursor", True).encode(bytes(32))
+    sent = [packet(number, words=330).raw for number in range(3)] + [position]
+    for frame in sent:
+        await taker.link.send(frame, down(b"a node.."))
+    await taker.link.send(b"greeting", down(b"a node.."))
+    await until(lambda: len(giver.heard) == 5)
+    assert giver.heard[0] == b"greeting"
+    assert giver.heard[1:] == sent
+
+
+async def test_what_is_known_of_a_peer_from_elsewhere_helps_to_hear_it(air: Air) -> None:
+    giver, _ = await pair(air)
+    other = air.link(Role.NODE)
+    await other.start()
+    await until_up(other)
+    giver.offer(1)
+    await until(lambda: giver.done == [1])
+    late = air.link(Role.NODE)
+    later = air.link(Role.NODE)
+    for link in (late, later):
+        await link.start()
+        await until_up(link)
+    late.learn(packet(1))
+    giver.offer(2)
+    await until(lambda: giver.done == [1, 2])
+    assert [r.data for r in await receive_done(late, 1)] == [packet(2).raw]
+    assert later.stats.extra["unrestored"] == 1
 
 
 # Nothing happens.
