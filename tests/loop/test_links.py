@@ -8,8 +8,13 @@ from pathlib import Path
 from gateway.config import load_gateway
 from gateway.station import Station
 from qis_edge.control import request
+from qis_edge.core.mesh.framing import Poll, Whole
+from qis_edge.core.messages import Hello, Wanted
 from qis_edge.keys import read_key
 from qis_edge.links.base import Destination, Direction, Link, Received, Role, down
+from qis_edge.links.mesh import MeshLink
+from qis_edge.links.meshtastic_client import MeshtasticClient
+from qis_edge.links.meshtastic_session import Outgoing
 from qis_edge.node.runtime import Node
 from qis_edge.testing.memory import MemoryLink, MemoryMedium
 from tests.loop.mesh import MeshSite, mesh_link, plugged
@@ -17,8 +22,10 @@ from tests.loop.site import (
     Absence,
     Site,
     assert_each_once,
+    count,
     drained,
     made_and_held,
+    record,
     settled,
     site,
 )
@@ -147,3 +154,32 @@ async def test_over_radio_too_routed_means_routed(tmp_path: Path) -> None:
         await drained(here, node)
         await settled(here, station)
         await assert_each_once(here.state("base"), {node.identity.kid: made_and_held(node)[0]})
+
+
+async def test_a_flood_on_the_channel_costs_little_and_stops_nobody(tmp_path: Path) -> None:
+    """Somebody says hello in a node's name, asks for credentials, and polls, all the time."""
+    async with plugged(MeshSite(tmp_path, region="US", preset="SHORT_FAST")) as here:
+        station, node = here.station(), here.node("ewr")
+        here.start(station, node)
+        await here.join(station, node)
+        await here.wait("receipts", lambda: made_and_held(node)[1] >= 2)
+        link, me = station.fronts[0].link, node.identity.kid
+        assert isinstance(link, MeshLink)
+        said = record(link)
+        began, held = link.now(), made_and_held(node)[1]
+        stranger = MeshtasticClient(here.port("stranger").path)
+        await stranger.start()
+        await here.wait("its radio", lambda: stranger.up)
+        for number in range(150):
+            hello = Hello(me, number.to_bytes(8)).encode()
+            for frame in (Whole(hello), Whole(Wanted((me,)).encode()), Poll(b"xx", 1, (1,))):
+                await stranger.send(Outgoing(frame.encode(), hop_limit=0))
+            await asyncio.sleep(2 / here.rate)
+        await stranger.close()
+        minutes = (link.now() - began) / 60
+        assert station.counts.refused["flooded"] >= 100
+        said_by_kind = count(said, "out")
+        assert said_by_kind["Greeting"] <= 5 + minutes
+        assert said_by_kind["CredentialMessage"] <= 2 * (1 + minutes)
+        await here.wait("receipts", lambda: made_and_held(node)[1] >= held + 3)
+        await drained(here, node)
