@@ -79,7 +79,10 @@ class Field(Site):
         outbox = self.state("node") / "outbox.db"
         await self.wait("starting", outbox.exists, PATIENCE)
         await self.approve("base", kid)
-        held = lambda: made_and_held(self.state("node"))[1]  # noqa: E731
+
+        def held() -> int:
+            return made_and_held(self.state("node"))[1]
+
         await self.wait("sending", lambda: held() >= HELD, PATIENCE)
         return {**memory(process.pid), "outcomes": held()}
 
