@@ -3,15 +3,24 @@ next zero sets everything right."""
 
 from __future__ import annotations
 
+import re
+import zlib
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qis_edge.core import cobs
 from qis_edge.core.errors import UsageError
+from qis_edge.core.messages import Hello, Wanted, decode
+from qis_edge.core.receipt import ReceiptMessage
 from qis_edge.links.base import UP, Destination, Direction, down, peers
 from qis_edge.links.serial_framing import Deframer, Frame, address_of, encode, wire_size
 from tests.links.serial_bus import framed
 
+PAGE = Path("docs") / "serial.md"
+KID = bytes.fromhex("d88fd6959db81c93")
 MESSAGES = st.binary(max_size=512)
 DESTINATIONS = st.one_of(
     st.just(UP),
@@ -165,3 +174,54 @@ def test_what_cannot_be_framed(message: bytes, to: Destination, field: str) -> N
     with pytest.raises(UsageError) as caught:
         encode(message, to)
     assert caught.value.field == field
+
+
+def content(message: bytes, to: Destination) -> bytes:
+    """What a frame carries, with its CRC."""
+    return cobs.decode(encode(message, to)[1:-1])
+
+
+# - the page that others implement from
+
+
+def examples() -> dict[str, bytes]:
+    """Name, in the first line → bytes."""
+    found = {}
+    for block in re.findall(r"```hex\n# (.*?)```", PAGE.read_text(), re.DOTALL):
+        name, _, lines = block.partition("\n")
+        found[name] = bytes.fromhex(re.sub(r"#.*|\s", "", lines))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "to", "message"),
+    [
+        ("a node's hello", UP, Hello),
+        ("a receipt", down(KID), ReceiptMessage),
+        ("a gateway wants a credential", down(b""), Wanted),
+    ],
+)
+def test_an_example_of_the_page_is_a_frame(
+    name: str, to: Destination, message: type[object]
+) -> None:
+    line = examples()[name]
+    (frame,) = Deframer().feed(line)
+    assert isinstance(decode(frame.message), message)
+    assert frame == as_frame(frame.message, to)
+    assert encode(frame.message, to) == line
+
+
+def test_every_example_is_looked_at() -> None:
+    assert len(examples()) == 3
+
+
+def test_what_the_page_says_of_types_and_sizes() -> None:
+    page = PAGE.read_text()
+    types = re.findall(r"^\| `(c\d)` \| (node|gateway) ", page, re.MULTILINE)
+    sent = (UP, down(KID), peers(bytes(32)), down(b""))
+    assert types == [
+        (f"{content(b'', to)[0]:02x}", "node" if to is UP else "gateway") for to in sent
+    ]
+    assert f"The longest frame has {wire_size(512, Direction.PEERS)} bytes" in page
+    assert "`cbf43926`" in page
+    assert zlib.crc32(b"123456789") == 0xCBF43926
