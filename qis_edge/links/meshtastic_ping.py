@@ -41,8 +41,6 @@ from qis_edge.links.meshtastic_session import (
 
 #: What waits for less is not worth telling, seconds.
 _SHORT = 0.5
-#: Between two pings, at least; and after an answer, for others' answers.
-_BETWEEN, _SETTLE = 1.0, 0.5
 #: Until a radio without room, or away, is looked at again, seconds.
 _LOOK = 1.0
 
@@ -211,13 +209,17 @@ class Voice:
 
 
 class Pinger:
-    """Asks, and keeps count.
+    """Asks, and keeps count. One ping is answered or given up before the next one goes: pings
+    must not meet their own answers on the air.
 
     :param size: bytes of each ping, :data:`PING_SIZE` or more.
-    :param interval: seconds between two; ``None``: when the one before is settled.
+    :param interval: seconds from one to the next, at least.
     :param count: how many; ``None``: until it is cancelled.
     :param patience: seconds until one is given up; ``None``: by airtime.
     """
+
+    #: Seconds after an answer for which others' are waited for, beside their slots.
+    settle = 0.5
 
     def __init__(
         self,
@@ -225,7 +227,7 @@ class Pinger:
         tell: Tell,
         *,
         size: int = PING_SIZE,
-        interval: float | None = None,
+        interval: float = 1.0,
         count: int | None = None,
         patience: float | None = None,
     ) -> None:
@@ -271,7 +273,7 @@ class Pinger:
             reply = self.survey.heard(heard.source, frame, signal_of(heard), now)
             if reply is not None:
                 slots = PONG_SLOTS + 1 - reply.slot  # those that others may still use
-                self._settled_at = now + _SETTLE + slots * self.survey.slot
+                self._settled_at = now + self.settle + slots * self.survey.slot
                 self._tell(reply)
                 self._poked.set()
 
@@ -285,7 +287,7 @@ class Pinger:
             if at is None:
                 continue  # it counts for nothing
             number = self.survey.sent(ping.nonce, at, self._voice.airtime_ms(self.size))
-            await self._pause(at, last=number == self._count)
+            await self._pause(0.0 if number == self._count else at + self._interval)
 
     async def _allowance(self) -> None:
         """Until whoever answers has answers left."""
@@ -296,32 +298,23 @@ class Pinger:
         while (now := self._voice.now()) < when:
             await self._sleep(when)
 
-    async def _pause(self, at: float, *, last: bool) -> None:
-        """Until the next one may go."""
-        interval = None if last else self._interval
-        while True:
-            self._notice()
-            now = self._voice.now()
-            if interval is not None:
-                due = at + interval
-            elif self.survey.open():
-                due = float("inf")
-            else:
-                due = self._settled_at if last else max(at + _BETWEEN, self._settled_at)
-            if now >= due:
-                return
-            await self._sleep(due)
+    async def _pause(self, until: float) -> None:
+        """Until then, and until what was sent is settled."""
+        self._notice()
+        while self.survey.open() or self._voice.now() < max(until, self._settled_at):
+            await self._sleep(max(until, self._settled_at))
 
     async def _sleep(self, until: float) -> None:
-        """Until then, or until something happens."""
-        deadline = self.survey.next_deadline()
-        until = until if deadline is None else min(until, deadline)
+        """Until then, or until something happens, but only for a look: the radio may be lost."""
+        now = self._voice.now()
+        waits = [_LOOK]
+        if until > now:
+            waits.append(until - now)
+        if (deadline := self.survey.next_deadline()) is not None:
+            waits.append(max(0.0, deadline - now))
         self._poked.clear()
         with contextlib.suppress(TimeoutError):
-            # Not longer than a look: the radio may be lost meanwhile.
-            await asyncio.wait_for(
-                self._poked.wait(), min(_LOOK, max(0.0, until - self._voice.now()))
-            )
+            await asyncio.wait_for(self._poked.wait(), min(waits))
         self._notice()
 
     def _notice(self) -> None:

