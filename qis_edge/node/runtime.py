@@ -22,7 +22,7 @@ from qis_edge.core.errors import QisError, Refused, StoreCorrupt, StoreError
 from qis_edge.core.packet import Packet, unpack
 from qis_edge.keys import FleetFile, read_key
 from qis_edge.links.base import Link, Role, link_status
-from qis_edge.links.making import make_links
+from qis_edge.link_making import make_links
 from qis_edge.links.switch import Switch
 from qis_edge.logs import set_up_logging
 from qis_edge.node.asking import Asking
@@ -129,6 +129,7 @@ class Node:
             self.clock,
             window=config.custody.window,
             copies=config.custody.copies,
+            filling=config.make_filling(),
             silent=self._silent,
         )
         self.estimating = Estimating(
@@ -266,6 +267,7 @@ class Node:
     async def drain(self, _: Mapping[str, Any]) -> dict[str, Any]:
         """Make no more outcomes; what is in the outbox still goes out."""
         self.sensing.stop.set()
+        self.uplink.drain()
         return {"draining": True}
 
     async def status(self, _: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterable, Sequence
 from qis_edge.core import receipt as receipts
 from qis_edge.core.custody import Counters, Custody
 from qis_edge.core.errors import Reason, Refused, StoreCorrupt, StoreError
+from qis_edge.core.filling import Filling
 from qis_edge.core.identity import Identity
+from qis_edge.core.packet import MAX_PACKET
 from qis_edge.core.receipt import ReceiptMessage
 from qis_edge.core.rows import Template
 from qis_edge.links.base import Link
@@ -33,6 +35,8 @@ log = logging.getLogger(__name__)
 AT_ONCE = 16
 #: Seconds until something that the disk did not take is tried again.
 AGAIN = 1.0
+#: The longest time until outcomes that wait for others are looked at again, seconds.
+LOOK = 30.0
 #: Seconds between looks whether there is something new to tell peers.
 ANNOUNCE = 1.0
 
@@ -42,6 +46,7 @@ class Uplink:
 
     :param window: packets under way at most, where the link has no idea of its own.
     :param copies: how many gateways must hold a packet.
+    :param filling: how long outcomes wait for others where a packet costs airtime.
     :param silent: is told that nobody answers over the link in use.
     """
 
@@ -57,6 +62,7 @@ class Uplink:
         *,
         window: int,
         copies: int,
+        filling: Filling,
         silent: Callable[[], None] = lambda: None,
     ) -> None:
         self.link = link
@@ -70,6 +76,8 @@ class Uplink:
         self._gateways = gateways
         self._domain = domain
         self._clock = clock
+        self._filling = filling
+        self._full_at: float | None = None  # unix seconds, by our clock
         self._tell_silent = silent
         self._offered: set[Key] = set()  # to the way in use
         self._announced = False  # packets that nobody was asked to take into custody
@@ -98,6 +106,11 @@ class Uplink:
         """What this gateway held counts no more; the outbox knows."""
         self.way.lost(gateway)
         self.start_over()
+
+    def drain(self) -> None:
+        """No more outcomes are made: what waits for others goes at once."""
+        self._filling.ended = True
+        self.poke()
 
     def heard(self, gateway: bytes) -> None:
         """A gateway said something authentic."""
@@ -160,11 +173,19 @@ class Uplink:
         again = await way.send()
         if refilled:
             return float("-inf")
+        announced = None
         if way.silent:
             self._tell_silent()
             announced = await self._announce(link)
-            again = min((at for at in (again, announced) if at is not None), default=None)
-        return again
+        return _first(again, announced, self._until_full())
+
+    def _until_full(self) -> float | None:
+        """When outcomes that wait for others have waited long enough: monotonic seconds. Or
+        earlier, for clocks are set."""
+        if self._full_at is None:
+            return None
+        left = self._clock.real(self._full_at - self._clock.now())
+        return time.monotonic() + min(max(left, 0.0), LOOK)
 
     def _in_use(self) -> tuple[Link, Way]:
         """The link in use; what another one had under way is begun anew on this one."""
@@ -188,7 +209,7 @@ class Uplink:
             for one in await self._disk(self._pack, 1):
                 self._announced = True
                 link.announce(one.raw)
-        return time.monotonic() + ANNOUNCE
+        return _first(time.monotonic() + ANNOUNCE, self._until_full())
 
     async def _wait(self, changed: asyncio.Future[None], until: float | None) -> None:
         poked = asyncio.ensure_future(self._poked.wait())
@@ -234,9 +255,16 @@ class Uplink:
 
     def _pack(self, room: int) -> list[Queued]:
         """In the disk's thread."""
+        fits = self.link.fits
+        look = self._filling.look(self._clock.now())
         packets = self.outbox.pack(
-            self._identity, limit=self.link.fits, max_packets=room, domain=self._domain
+            self._identity,
+            limit=fits,
+            max_packets=room,
+            domain=self._domain,
+            ready=look.ready if fits < MAX_PACKET else None,
         )
+        self._full_at = look.next_at
         queued = [self.outbox.packet(packet.store, packet.sequence) for packet in packets]
         return [one for one in queued if one is not None]
 
@@ -332,3 +360,7 @@ class Uplink:
                 continue
             return Answer(gateway.kid, gateway.epoch, said)
         return refusal
+
+
+def _first(*times: float | None) -> float | None:
+    return min((at for at in times if at is not None), default=None)

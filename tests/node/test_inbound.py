@@ -15,6 +15,7 @@ from qis_edge.core import receipt as receipts
 from qis_edge.core.credential import RevocationList
 from qis_edge.core.domain import Domain
 from qis_edge.core.errors import StoreCorrupt, StoreError
+from qis_edge.core.filling import Filling
 from qis_edge.core.identity import Identity
 from qis_edge.core.messages import (
     Hello,
@@ -74,6 +75,7 @@ class Bench:
             Domain.load("weather"),
             self.clock,
             window=32,
+            filling=Filling((0.0, 0.0, 0.0), window=3600),
             copies=copies,
         )
         self.asking = Asking(

@@ -14,6 +14,7 @@ from qis_edge.core import receipt as receipts
 from qis_edge.core.credential import GATEWAY, RevocationList, TrustStore
 from qis_edge.core.domain import Domain
 from qis_edge.core.errors import Reason, StoreCorrupt, StoreError
+from qis_edge.core.filling import Filling
 from qis_edge.core.identity import Identity
 from qis_edge.core.outcome import Outcome
 from qis_edge.core.packet import unpack
@@ -52,6 +53,7 @@ class Bench:
             Domain.load("weather"),
             Timekeeper(SystemClock(), 0, synchronised=False),
             window=window,
+            filling=Filling((0.0, 0.0, 0.0), window=HOUR),
             copies=copies,
         )
 
