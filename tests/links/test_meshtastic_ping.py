@@ -19,6 +19,9 @@ from qis_edge.core.mesh.framing import PING_SIZE, PONG_SIZE, Ping, Pong
 from qis_edge.core.mesh.receiver import Limits, Receiver
 from qis_edge.core.mesh.survey import Reply, Verdict
 from qis_edge.links.backoff import Backoff
+from qis_edge.links.base import Role
+from qis_edge.links.mesh import MeshLink
+from qis_edge.links.mesh_settings import MeshSettings
 from qis_edge.links.meshtastic_client import MeshtasticClient
 from qis_edge.links.meshtastic_ping import (
     Answerer,
@@ -183,6 +186,23 @@ async def test_several_gateways_answer_each_for_itself(tmp_path: File) -> None:
         summary = pinger.summary()
         assert summary.answered >= 6  # two answers may still meet on the air
         assert {one.radio for one in summary.reached} == {0x10000002, 0x10000003}
+
+
+async def test_a_gateway_that_runs_answers(tmp_path: File) -> None:
+    async with field(tmp_path) as here:
+        settings = MeshSettings(radio=here.ptys[1].path, rate=RATE)
+        link = MeshLink(settings, Role.GATEWAY, nobody)
+        await link.start()
+        try:
+            await until(lambda: link.up)
+            pinger = await here.pinger(count=3)
+            await within(20, pinger.run())
+        finally:
+            await link.close()
+        summary = pinger.summary()
+        assert summary.answered == 3
+        (reply, *_) = here.of(Reply)
+        assert reply.there == reply.back  # both sides measured
 
 
 @pytest.mark.parametrize("way", ["there", "back"])
