@@ -550,7 +550,10 @@ class MeshLink:
             case Missing():
                 if not (self._small.take(event, now) or self._bulk.take(event, now)):
                     self._answered(event, now)
-            case _:
+            case Unknown():
+                self._bulk.unknown(event.context, now)
+                self._answered(event, now)
+            case AnswerFrame():
                 self._answered(event, now)
 
     def _answered(self, event: AnswerFrame | Missing | Unknown, now: float) -> None:

@@ -79,6 +79,13 @@ class Broadcasts:
         """Somebody misses tiles: as :meth:`Repeats.take`."""
         return self._repeats.take(missing, now)
 
+    def unknown(self, context: bytes, now: float) -> None:
+        """A gateway does not know this context: it goes whole the next time, if it has not
+        just done so."""
+        at, _ = self._whole.get((context, b""), (now, 0))
+        if now - at >= _JUST:
+            del self._whole[context, b""]
+
     def next(self, now: float) -> bytes | None:
         """The next frame, or ``None``. It is taken to go on air now."""
         while (frame := self._repeats.next(now)) is None and self._queue:

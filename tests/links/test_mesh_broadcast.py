@@ -8,6 +8,7 @@ from itertools import groupby
 import pytest
 
 from qis_edge.core.errors import LinkError
+from qis_edge.core.mesh.elision import Context
 from qis_edge.core.mesh.framing import Elided, Missing, Part, Tile, Whole, decode
 from qis_edge.core.packet import Packet
 from qis_edge.links.base import Destination, down, peers
@@ -37,6 +38,20 @@ def test_a_context_is_told_whole_at_first_and_now_and_then() -> None:
     assert isinstance(say(queue, packet(99), now=WHOLE_EVERY - 1)[0], Elided)
     assert isinstance(say(queue, packet(100), now=WHOLE_EVERY)[0], Whole)
     assert isinstance(say(queue, packet(100, node=NODES[1]))[0], Whole), "each context by itself"
+
+
+def test_a_context_that_a_gateway_does_not_know_goes_whole_again_but_not_at_any_rate() -> None:
+    queue = Broadcasts()
+    name = Context.of(packet(1)).name
+    queue.unknown(name, 0.0)
+    assert isinstance(say(queue, packet(1))[0], Whole)
+    queue.unknown(b"??", 100.0)
+    assert isinstance(say(queue, packet(2), now=100.0)[0], Elided)
+    queue.unknown(name, 100.0)
+    assert isinstance(say(queue, packet(3), now=100.0)[0], Whole)
+    for second in range(150, 160):
+        queue.unknown(name, second)
+        assert isinstance(say(queue, packet(second), now=second)[0], Elided)
 
 
 def test_who_asks_is_told_the_context_whoever_heard_it_before() -> None:
