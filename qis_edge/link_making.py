@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 
+from qis_edge.core.errors import QisError
 from qis_edge.core.packet import Packet
 from qis_edge.link_config import LinksConfig, MqttConfig
 from qis_edge.links.base import Link, Role
@@ -43,3 +45,26 @@ def make_links(
             line = SerialSettings(config.serial.port, config.serial.baud)
             made.append(SerialLink(line, role, kid))
     return made
+
+
+def check_link(config: LinksConfig, name: str, *, broker: str | None) -> str:
+    """Where one of ``config.names`` leads; nothing is opened.
+
+    :param broker: its URL, where the configuration has none.
+    :raises QisError: it can never work: settings that do not go together, a password file
+        that cannot be read, a package that is missing.
+    """
+    if name == "mqtt":
+        settings = (config.mqtt or MqttConfig()).settings(broker)
+        settings.read_password()
+        return settings.url
+    if name == "meshtastic":
+        if find_spec("meshtastic") is None:
+            raise QisError(
+                "a Meshtastic radio needs a package that is not installed",
+                hint="pip install 'qis-edge[mesh]'",
+            )
+        assert config.meshtastic is not None
+        return f"meshtastic:{config.meshtastic.settings().radio}"
+    assert config.serial is not None
+    return f"serial:{config.serial.port}"

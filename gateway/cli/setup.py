@@ -27,7 +27,7 @@ from qis_edge.core.credential import GATEWAY, ISSUER, issue
 from qis_edge.core.errors import QisError, Refused, UsageError
 from qis_edge.core.identity import Identity
 from qis_edge.keys import FleetFile, read_key
-from qis_edge.link_config import MqttConfig
+from qis_edge.link_making import check_link
 from qis_edge.links.mqtt_settings import is_loopback
 from qis_edge.schema.text import sample
 from qis_edge.terminal import moment, plural
@@ -186,7 +186,7 @@ def check(args: argparse.Namespace) -> int:
         _check_keys(config, problems, good)
         for name in config.served.names:
             with collecting(problems, "broker" if name == "mqtt" else "link"):
-                _CHECKS[name](config, good)
+                _check_link(config, name, good)
     return show_check(problems, good, as_json=args.json)
 
 
@@ -213,30 +213,11 @@ def _check_keys(config: GatewayConfig, problems: list[dict[str, Any]], good: lis
         good.append(f"{state}: key {identity.kid.hex()}, fleet {fleet_file.site}")
 
 
-def _check_broker(config: GatewayConfig, good: list[str]) -> None:
-    settings = (config.links.mqtt or MqttConfig()).settings(config.broker_url)
-    settings.read_password()
-    if config.broker.embedded and find_spec("amqtt") is None:
+def _check_link(config: GatewayConfig, name: str, good: list[str]) -> None:
+    where = check_link(config.served, name, broker=config.broker_url)
+    if name == "mqtt" and config.broker.embedded and find_spec("amqtt") is None:
         raise QisError(
             "the embedded broker is not installed",
             hint="pip install 'qis-edge[gateway]', or run Mosquitto and set embedded = false",
         )
-    good.append(f"link: {settings.url}")
-
-
-def _check_mesh(config: GatewayConfig, good: list[str]) -> None:
-    assert config.links.meshtastic is not None
-    if find_spec("meshtastic") is None:
-        raise QisError(
-            "a Meshtastic radio needs a package that is not installed",
-            hint="pip install 'qis-edge[mesh]'",
-        )
-    good.append(f"link: meshtastic:{config.links.meshtastic.settings().radio}")
-
-
-def _check_serial(config: GatewayConfig, good: list[str]) -> None:
-    assert config.links.serial is not None
-    good.append(f"link: serial:{config.links.serial.port}")
-
-
-_CHECKS = {"mqtt": _check_broker, "meshtastic": _check_mesh, "serial": _check_serial}
+    good.append(f"link: {where}")

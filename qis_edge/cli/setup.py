@@ -17,7 +17,7 @@ from qis_edge.core.errors import ConfigError, QisError, UsageError
 from qis_edge.core.identity import Identity
 from qis_edge.drivers import load_callable, load_driver
 from qis_edge.keys import FleetFile, read_key, write_key
-from qis_edge.link_config import MqttConfig
+from qis_edge.link_making import check_link
 from qis_edge.schema import loads
 from qis_edge.schema.text import sample, toml
 from qis_edge.terminal import plural
@@ -255,10 +255,10 @@ def _check_state(config: NodeConfig, problems: list[dict[str, Any]], good: list[
         fleet = FleetFile.read(state / "fleet.toml")
         good.append(f"{state}: key {identity.kid.hex()}, fleet {fleet.site}")
         check_folder(state, problems)
-        with collecting(problems, "config"):
-            settings = (config.links.mqtt or MqttConfig()).settings(fleet.mqtt_url)
-            settings.read_password()
-            good.append(f"link: {settings.url}")
+        for name in config.links.names:
+            with collecting(problems, "config"):
+                where = check_link(config.links, name, broker=fleet.mqtt_url)
+                good.append(f"link: {where}")
     if len(problems) == before:
         with collecting(problems, "store"):
             standing = stored_standing(config)

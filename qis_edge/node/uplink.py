@@ -18,6 +18,7 @@ from qis_edge.core.errors import Reason, Refused, StoreCorrupt, StoreError
 from qis_edge.core.filling import Filling
 from qis_edge.core.identity import Identity
 from qis_edge.core.packet import MAX_PACKET
+from qis_edge.core.priority import Priority
 from qis_edge.core.receipt import ReceiptMessage
 from qis_edge.core.rows import Template
 from qis_edge.links.base import Link
@@ -223,14 +224,16 @@ class Uplink:
 
     async def _refill(self) -> bool:
         """Offer custody what it has room for; whether there was something."""
-        room = min(self.custody.room_for(), AT_ONCE)
+        room, least = min(self.custody.room_for(), AT_ONCE), Priority.LOW
+        if room <= 0:  # what is urgent has places of its own
+            room, least = min(self.custody.room_for(Priority.URGENT), AT_ONCE), Priority.URGENT
         if room <= 0:
             return False
         if self._untracked and not self._old and 2 * self._partly_room() > self._partly:
             self.start_over()
-        if self._old and await self._offer_old(room):
+        if self._old and least is Priority.LOW and await self._offer_old(room):
             return True
-        made = await self._disk(self._pack, room)
+        made = await self._disk(self._pack, room, least)
         for one in made:
             self._offer(one)
         return bool(made)
@@ -253,7 +256,7 @@ class Uplink:
         custody = self.custody
         return min((custody.room_for(held=n) for n in range(1, custody.copies)), default=0)
 
-    def _pack(self, room: int) -> list[Queued]:
+    def _pack(self, room: int, least: Priority = Priority.LOW) -> list[Queued]:
         """In the disk's thread."""
         fits = self.link.fits
         look = self._filling.look(self._clock.now())
@@ -263,6 +266,7 @@ class Uplink:
             max_packets=room,
             domain=self._domain,
             ready=look.ready if fits < MAX_PACKET else None,
+            least=least,
         )
         self._full_at = look.next_at
         queued = [self.outbox.packet(packet.store, packet.sequence) for packet in packets]

@@ -260,6 +260,7 @@ class Outbox(OutboxReader):
         max_packets: int = 16,
         domain: Domains = None,
         ready: Ready | None = None,
+        least: Priority = Priority.LOW,
     ) -> list[Packet]:
         """Make packets of waiting outcomes: urgent ones first, then the oldest. What is
         returned is on the disk, under its sequence number, and may be sent.
@@ -270,13 +271,14 @@ class Outbox(OutboxReader):
         :param domain: gives results their codes and resolution; or what finds it by
             fingerprint.
         :param ready: a policy: what it says no to waits for more.
+        :param least: outcomes of a lower priority wait.
         :raises UsageError: the identity is another node's.
         """
         if identity.public != self._key:
             raise UsageError("not the key of this outbox", field="identity")
         if not self._tables.state.waiting or max_packets < 1:
             return []
-        packer = Packer(self._tables, identity, limit, domain, ready)
+        packer = Packer(self._tables, identity, limit, domain, ready, least)
         plan = packer.next()
         if plan is None:
             return []

@@ -79,19 +79,21 @@ class Packer:
         limit: int,
         domains: Domains,
         ready: Ready | None,
+        least: Priority = Priority.LOW,
     ) -> None:
         self._tables = tables
         self._identity = identity
         self._limit = min(limit, MAX_PACKET)
         self._domains = domains
         self._ready = ready
+        self._least = least
         self._after = dict.fromkeys(range(4), -1)
         self._store = b""
 
     def next(self) -> Plan | None:
         """The most urgent of the oldest packets that the policy lets go. Only reads."""
         passed = 0
-        for priority in range(3, -1, -1):
+        for priority in range(Priority.URGENT, self._least - 1, -1):
             while (group := self._tables.next_group(priority, self._after[priority])) is not None:
                 plan = self._plan(group)
                 if plan.problem or self._ready is None or self._ready(plan.candidate):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gateway.cli import setup
+from qis_edge import link_making
 from qis_edge.core.domain import Domain
 from qis_edge.core.identity import Identity
 from qis_edge.keys import FleetFile, read_key, write_key
@@ -110,7 +111,8 @@ def test_what_a_gateways_link_lacks_is_said(
 ) -> None:
     site.gateway("init")
     site.gateway_config.write_text(site.gateway_config.read_text() + "\n" + links)
-    monkeypatch.setattr(setup, "find_spec", lambda name: None if name == missing else name)
+    for module in (setup, link_making):
+        monkeypatch.setattr(module, "find_spec", lambda name: None if name == missing else name)
     assert site.gateway("check", "--json") == 1
     (problem,) = site.console.json["problems"]
     assert problem["subject"] == subject

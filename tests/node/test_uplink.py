@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from qis_edge.core.filling import Filling
 from qis_edge.core.identity import Identity
 from qis_edge.core.outcome import Outcome
 from qis_edge.core.packet import unpack
+from qis_edge.core.priority import Priority
 from qis_edge.core.receipt import Receipt, ReceiptMessage
 from qis_edge.node import uplink
 from qis_edge.node.gateways import Gateways
@@ -350,3 +352,17 @@ async def test_what_cannot_be_kept_track_of_is_not_sent_round_and_round() -> Non
         before = counters.sent + counters.resent
         await asyncio.sleep(0.2)
         assert counters.sent + counters.resent <= before + 2
+
+
+async def test_what_is_urgent_has_places_of_its_own() -> None:
+    async with running(Bench(window=8)) as bench:
+        bench.greeted()
+        await bench.append(20)
+        await until(lambda: len(bench.wire.sent) == 8)
+        outcome = Outcome(NOW, results={"temperature": 99.0})
+        await bench.disk(partial(bench.outbox.append, outcome, ADDRESS, priority=Priority.URGENT))
+        bench.uplink.poke()
+        await until(lambda: len(bench.wire.sent) == 9)
+        await asyncio.sleep(0.05)
+        assert len(bench.wire.sent) == 9
+        assert unpack(bench.wire.sent[-1]).fingerprint == ADDRESS
