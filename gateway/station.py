@@ -27,8 +27,8 @@ from qis_edge.core.credential import GATEWAY, NODE
 from qis_edge.core.errors import QisError, Refused, RoutingError, StoreCorrupt, StoreError
 from qis_edge.core.packet import Packet, unpack
 from qis_edge.keys import FleetFile, read_key
-from qis_edge.links.base import Link, Role, link_status
 from qis_edge.link_making import make_links
+from qis_edge.links.base import Link, Role, link_status
 from qis_edge.logs import set_up_logging
 from qis_edge.tasks import run_daemon, until
 from qis_edge.worker import Disk

@@ -530,9 +530,11 @@ class MeshLink:
             self._dropped += 1
             log.debug("%s: refused from !%08x: %s", self.name, heard.source, refusal)
             return
+        answer = any(isinstance(event, AnswerFrame) for event in events)
+        if self._way is not None and not answer:  # a peer speaks, and wants an answer
+            self._way.sender.overheard(self.now())
         # Another gateway's receipts are no news to a gateway.
-        deaf = self._role is Role.GATEWAY and any(isinstance(e, AnswerFrame) for e in events)
-        for event in () if deaf else events:
+        for event in () if self._role is Role.GATEWAY and answer else events:
             self._event(event)
         self._poked.notify()
 
