@@ -115,7 +115,7 @@ class SqliteEngine:
         self.path = (folder or Path()) / url.path
         self._folder = folder
         self._busy = _seconds(url)
-        self._file: _File | None = None
+        self._file: SqliteFile | None = None
         self._opening = asyncio.Lock()
         self._watch = _Watch(self._version)
         self._following: set[LogSubscription] = set()
@@ -131,13 +131,13 @@ class SqliteEngine:
 
     # --- threads -----------------------------------------------------------------------
 
-    async def _read(self, work: Callable[[_File], _T]) -> _T:
+    async def _read(self, work: Callable[[SqliteFile], _T]) -> _T:
         return await self._on(0, work)
 
-    async def _write(self, work: Callable[[_File], _T]) -> _T:
+    async def _write(self, work: Callable[[SqliteFile], _T]) -> _T:
         return await self._on(1, work)
 
-    async def _on(self, thread: int, work: Callable[[_File], _T]) -> _T:
+    async def _on(self, thread: int, work: Callable[[SqliteFile], _T]) -> _T:
         file, threads = self._file, self._threads
         if file is None or threads is None:
             raise RoutingError(f"{self.url}: not open")
@@ -165,11 +165,15 @@ class SqliteEngine:
             self._threads = threads
             self._token = self._file.token
 
-    def _make(self) -> _File:
+    def _make(self) -> SqliteFile:
         if self._folder is not None:
             with contextlib.suppress(OSError):  # opening says it better
                 self._folder.mkdir(parents=True, exist_ok=True)
-        return _File(self.path, self._busy)
+        return self._make_file()
+
+    def _make_file(self) -> SqliteFile:
+        remedy = "move it away: the gateway deposits anew what its spool still has"
+        return SqliteFile(self.path, SCHEMA, busy=self._busy, remedy=remedy)
 
     async def close(self) -> None:
         """See :class:`gateway.routing.base.RoutingLayer`."""
@@ -211,10 +215,10 @@ class SqliteEngine:
         least = max(since or 0, 0)
         if vector is not None:
             near = functools.partial(
-                _File.nearest, interest=interest, limit=limit, since=least, confidence=confidence
+                SqliteFile.nearest, interest=interest, limit=limit, since=least, confidence=confidence
             )
             return await self._read(lambda file: near(file, vector=vector))
-        find = _File.newest_of if interest.bits == ALL_BITS else _File.newest_within
+        find = SqliteFile.newest_of if interest.bits == ALL_BITS else SqliteFile.newest_within
         return await self._read(lambda file: find(file, interest, limit, least, confidence))
 
     def follow(
@@ -229,7 +233,7 @@ class SqliteEngine:
 
     async def cursor(self) -> Cursor:
         """See :class:`gateway.routing.base.RoutingLayer`."""
-        return self.cursor_at(await self._read(_File.last))
+        return self.cursor_at(await self._read(SqliteFile.last))
 
     async def expire(self, now: int) -> int:
         """See :class:`gateway.routing.base.RoutingLayer`. In slices, between which others write."""
@@ -241,7 +245,7 @@ class SqliteEngine:
     async def status(self) -> EngineStatus:
         """See :class:`gateway.routing.base.RoutingLayer`."""
         try:
-            packets, size, refused = await self._read(_File.counts)
+            packets, size, refused = await self._read(SqliteFile.counts)
         except RoutingError as error:
             return EngineStatus(self.url, ok=False, packets=None, detail=str(error))
         return EngineStatus(self.url, not self._error, packets, size, refused, self._error)
@@ -258,7 +262,7 @@ class SqliteEngine:
         if not after or after[:_TOKEN] != self._token[:_TOKEN] or len(after) > _TOKEN + 8:
             return 0
         position = int.from_bytes(after[_TOKEN:])
-        return position if position <= await self._read(_File.last) else 0
+        return position if position <= await self._read(SqliteFile.last) else 0
 
     async def read(self, interests: frozenset[Interest], after: int) -> Slice:
         """The next few hundred entries after a position."""
@@ -331,15 +335,14 @@ class _Chosen:
         self.last = 0
 
 
-class _File:
+class SqliteFile:
     """The database: a connection that reads and one that writes, each for one thread."""
 
-    def __init__(self, path: Path, busy: float) -> None:
-        remedy = "move it away: the gateway deposits anew what its spool still has"
-        self.writer = GatewayDatabase(path, SCHEMA, remedy=remedy, cache=32 << 20, busy=busy)
+    def __init__(self, path: Path, schema: Schema, *, busy: float, remedy: str) -> None:
+        self.writer = GatewayDatabase(path, schema, remedy=remedy, cache=32 << 20, busy=busy)
         try:
             self.reader = GatewayDatabase(
-                path, SCHEMA, remedy=remedy, read_only=True, cache=32 << 20, busy=busy
+                path, schema, remedy=remedy, read_only=True, cache=32 << 20, busy=busy
             )
         except BaseException:
             self.writer.close()
@@ -352,8 +355,15 @@ class _File:
 
     # --- the writer's thread -----------------------------------------------------------
 
-    def deposit(self, entries: Sequence[Entry]) -> int:
-        """How many were new."""
+    def deposit(
+        self,
+        entries: Sequence[Entry],
+        beside: Callable[[GatewayDatabase], None] | None = None,
+    ) -> int:
+        """How many were new.
+
+        :param beside: what else is written, in the same transaction.
+        """
         db = self.writer
         known = dict(self._buckets)
         with db.transaction():
@@ -381,6 +391,8 @@ class _File:
             if added:
                 self._count(added)
                 self._advance()
+            if beside is not None:
+                beside(db)
         if len(self._buckets) + len(new) > MAX_BUCKETS:
             self._buckets.clear()
         self._buckets.update(new)
