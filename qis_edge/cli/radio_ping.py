@@ -68,9 +68,8 @@ async def _run(args: argparse.Namespace) -> int:
 
 async def _ping(args: argparse.Namespace, voice: Voice, show: Show, stop: asyncio.Event) -> int:
     size = args.size or PING_SIZE
-    interval = args.interval or 1.0
-    pinger = Pinger(voice, show.event, size=size, interval=interval, count=args.count)
-    show.begin(voice, size)
+    pinger = Pinger(voice, show.event, size=size, interval=args.interval, count=args.count)
+    show.begin(voice, pinger)
     try:
         await _unless(stop, pinger.run())
     finally:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from qis_edge.cli.program import complain, note
+from qis_edge.core.airtime import HOUR
 from qis_edge.core.mesh.framing import Signal
 from qis_edge.core.mesh.survey import Reached, Reply, Spread, Summary, Verdict, Way
 from qis_edge.links.meshtastic_ping import (
@@ -15,6 +16,7 @@ from qis_edge.links.meshtastic_ping import (
     Back,
     Event,
     Pinged,
+    Pinger,
     Silence,
     Voice,
     Waiting,
@@ -36,8 +38,8 @@ NOBODY = (
 class Show(Protocol):
     """Tells what happens."""
 
-    def begin(self, voice: Voice, size: int) -> None:
-        """Pings of so many bytes begin."""
+    def begin(self, voice: Voice, pinger: Pinger) -> None:
+        """Pings begin."""
 
     def begin_answering(self, voice: Voice) -> None:
         """Answering begins."""
@@ -61,15 +63,19 @@ class TextShow:
     """Lines on a terminal."""
 
     def __init__(self) -> None:
-        self._preset = ""
+        self._preset = self._law = ""
         self._silent: int | None = 0  # in a row since the start, if nobody ever answered
 
-    def begin(self, voice: Voice, size: int) -> None:
+    def begin(self, voice: Voice, pinger: Pinger) -> None:
         """A line about it all, and the table's head."""
         self._preset = voice.preset.name
+        if voice.region.duty_cycle < 1:
+            hourly = duration(voice.region.duty_cycle * HOUR)
+            self._law = f"; {harmless(voice.region.name)} allows {hourly} in an hour"
         _say(
-            f"{_radio(voice)}: pings of {size} bytes, "
-            f"{duration(voice.seconds(size))} on the air each; Ctrl-C ends it"
+            f"{_radio(voice)}: a ping of {pinger.size} bytes every "
+            f"{duration(round(pinger.interval, 1))}, {duration(voice.seconds(pinger.size))} on "
+            "the air each; Ctrl-C ends it"
         )
         _say(_row("ping", "answered by", "after", "heard there", "heard here", "relays"))
 
@@ -106,7 +112,7 @@ class TextShow:
         _say(
             f"\n{plural(summary.sent, 'ping')}, {summary.answered} of {summary.counted} answered"
             f"{f' ({summary.delivery:.0%})' if summary.counted else ''}, "
-            f"{duration(summary.airtime_ms / 1000)} of airtime"
+            f"{duration(summary.airtime_ms / 1000)} of airtime{self._law}"
         )
         if summary.verdict is None:
             if summary.counted:
@@ -262,13 +268,19 @@ def _in_hand(margin: float, limit: float, preset: str) -> str:
 class JsonShow:
     """One object a line: what ``event`` says, then its figures."""
 
-    def begin(self, voice: Voice, size: int) -> None:
+    def begin(self, voice: Voice, pinger: Pinger) -> None:
         """``begin``."""
-        self._write("begin", **_about(voice), size=size, airtime_ms=voice.airtime_ms(size))
+        self._write(
+            "begin",
+            **_about(voice),
+            size=pinger.size,
+            interval=round(pinger.interval, 3),
+            airtime_ms=round(voice.airtime_ms(pinger.size), 1),
+        )
 
     def begin_answering(self, voice: Voice) -> None:
         """``begin``, without pings' size."""
-        self._write("begin", **_about(voice), size=None, airtime_ms=None)
+        self._write("begin", **_about(voice), size=None, interval=None, airtime_ms=None)
 
     def event(self, event: Event) -> None:
         """``reply``, ``silence``, ``ping``, ``waiting``, ``away`` or ``back``."""
@@ -319,7 +331,7 @@ class JsonShow:
                     "seconds": [round(part, 3) for part in one.seconds],
                     "there": _way_form(one.there),
                     "here": _way_form(one.back),
-                    "margin": one.margin,
+                    "margin": None if one.margin is None else round(one.margin, 2),
                     "verdict": _label(one.verdict),
                 }
                 for one in summary.reached
@@ -370,4 +382,6 @@ def _way_form(way: Way) -> dict[str, Any]:
 
 
 def _spread_form(spread: Spread | None) -> list[float] | None:
-    return None if spread is None else [spread.low, spread.middle, spread.high]
+    if spread is None:
+        return None
+    return [round(one, 2) for one in (spread.low, spread.middle, spread.high)]

@@ -44,6 +44,10 @@ _SHORT = 0.5
 #: Until a radio without room, or away, is looked at again, seconds.
 _LOOK = 1.0
 
+#: From one ping to the next, unless told otherwise: seconds, and multiples of the airtime of
+#: a ping and a pong. Each may be relayed once, and a fifth of the channel is enough to take.
+_BETWEEN, _SPARE = 1.0, 10.0
+
 _CONFIGURE = "set it up: qis-edge radio configure"
 #: Why a radio will not send, now or later, and what helps.
 _NEVER = {
@@ -213,7 +217,8 @@ class Pinger:
     must not meet their own answers on the air.
 
     :param size: bytes of each ping, :data:`PING_SIZE` or more.
-    :param interval: seconds from one to the next, at least.
+    :param interval: seconds from one to the next, at least; ``None``: by airtime, so that
+        the channel stays free enough for answers not to wait.
     :param count: how many; ``None``: until it is cancelled.
     :param patience: seconds until one is given up; ``None``: by airtime.
     """
@@ -227,14 +232,16 @@ class Pinger:
         tell: Tell,
         *,
         size: int = PING_SIZE,
-        interval: float = 1.0,
+        interval: float | None = None,
         count: int | None = None,
         patience: float | None = None,
     ) -> None:
         self.size = size
         self._voice = voice
         self._tell = tell
-        self._interval = interval
+        both = voice.seconds(size) + voice.seconds(PONG_SIZE)
+        #: Seconds from one ping to the next, at least.
+        self.interval = interval or max(_BETWEEN, _SPARE * both)
         self._count = count
         limits = Limits.of(voice.seconds, voice.region.duty_cycle)
         patience = patience or self._patience(limits.pong_slot)
@@ -287,7 +294,7 @@ class Pinger:
             if at is None:
                 continue  # it counts for nothing
             number = self.survey.sent(ping.nonce, at, self._voice.airtime_ms(self.size))
-            await self._pause(0.0 if number == self._count else at + self._interval)
+            await self._pause(0.0 if number == self._count else at + self.interval)
 
     async def _allowance(self) -> None:
         """Until whoever answers has answers left."""

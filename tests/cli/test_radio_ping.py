@@ -141,7 +141,7 @@ def test_two_people_with_two_radios(two: Radios, console: Console) -> None:
         assert console("qis-edge", *ping) == 0
         lines = console.out.splitlines()
         assert "!10000001" in lines[0]
-        assert "SHORT_TURBO in US: pings of 5 bytes" in lines[0]
+        assert "SHORT_TURBO in US: a ping of 5 bytes every 0.1 s" in lines[0]
         assert [line.split()[0] for line in lines[2:5]] == ["1", "2", "3"]
         for line in lines[2:5]:
             assert re.search(

@@ -233,6 +233,15 @@ async def test_losses_are_counted(tmp_path: File) -> None:
         assert summary.answered + len(here.of(Silence)) == 25
 
 
+async def test_pings_leave_the_channel_free(tmp_path: File) -> None:
+    async with field(tmp_path, preset="LONG_FAST", region="EU_868") as here:
+        slow = await here.pinger(interval=None)
+        assert 9 < slow.interval < 11
+        assert (await here.pinger(1, interval=None, size=200)).interval > 20
+    async with field(tmp_path) as here:
+        assert (await here.pinger(interval=None)).interval == 1.0
+
+
 async def test_relays_are_told(tmp_path: File) -> None:
     async with field(tmp_path, 3, hops=3) as here:
         here.channel.path(here.radios[0].number, here.radios[2].number, None)
