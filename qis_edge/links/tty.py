@@ -113,7 +113,8 @@ def _explained(device: str, baud: int, error: Exception) -> LinkError:
         return LinkError(f"{device}: there is no such port", hint="is it plugged in?")
     if isinstance(error, ValueError):  # pyserial, when a driver does not take a speed
         return LinkError(f"{device}: does not do {baud} baud")
-    if "configure port" in str(error) or number in (errno.ENOTTY, errno.EINVAL, errno.EISDIR):
+    not_a_tty = isinstance(error, termios.error) or "configure port" in str(error)
+    if not_a_tty or number in (errno.ENOTTY, errno.EINVAL, errno.EISDIR):
         return LinkError(f"{device}: is no serial port")
     return LinkError(f"{device}: {os.strerror(number) if isinstance(number, int) else error}")
 

@@ -124,6 +124,10 @@ def test_what_has_no_end_takes_no_memory() -> None:
 def test_the_middle_of_a_frame_that_is_too_long_is_not_taken_for_one() -> None:
     inner = encode(b"inner", UP)
     assert Deframer().feed(b"\x55" * 600 + inner[1:]) == []
+    deframer = Deframer()
+    assert deframer.feed(b"\x55" * 600) == []
+    assert deframer.feed(inner[1:]) == []
+    assert deframer.feed(inner) == [as_frame(b"inner", UP)]
 
 
 @pytest.mark.parametrize(

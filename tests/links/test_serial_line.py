@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 import random
+import termios
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -320,6 +321,8 @@ async def test_a_port_that_takes_no_bytes_has_no_room_until_it_does(world: Seria
                     break
         assert 0 < sent < 500
         assert node.up
+        await asyncio.sleep(0.3)  # at its speed the line would have carried all
+        assert node.room == 0
         room = asyncio.create_task(_room(node))
         await asyncio.sleep(0.02)
         assert not room.done()
@@ -367,6 +370,41 @@ async def test_what_was_sent_leaves_before_it_closes(world: SerialWorld) -> None
             for number in range(10):
                 await node.send(bytes([number]) * 400, UP)
         assert len(await receive_done(gateway, 10)) == 10
+
+
+async def test_what_the_port_takes_late_leaves_before_it_closes(world: SerialWorld) -> None:
+    port = world.bus.port()
+    node, gateway = world.link(Role.NODE, NODE, port), world.gateway(GATEWAY)
+    async with running(node, gateway):
+        await until_up(node, gateway)
+        port.pause()
+        sent = 0
+        while node.room:
+            await node.send(sent.to_bytes(2, "big") * 250, UP)
+            sent += 1
+        closing = asyncio.create_task(node.close())
+        await asyncio.sleep(0.1)
+        assert (closing.done(), node.up, node.room) == (False, False, 0)
+        port.resume()
+        await closing
+        assert len(await receive_done(gateway, sent)) == sent
+
+
+async def test_the_fastest_line_keeps_no_more_than_the_port_may_hold(tmp_path: Path) -> None:
+    async with serial_world(tmp_path, baud=4_000_000) as world:
+        port = world.bus.port()
+        node = world.link(Role.NODE, NODE, port)
+        async with running(node):
+            await until_up(node)
+            port.pause()
+            sent = 0
+            while node.room:
+                await node.send(b"x" * 512, UP)
+                sent += 1
+                assert sent < 100
+            await asyncio.sleep(0.05)
+            assert node.up
+            port.resume()
 
 
 async def test_closing_a_port_that_takes_nothing_does_not_last(
@@ -428,6 +466,48 @@ async def test_an_outage_is_said_once_and_so_is_its_end(
     assert "there is no such port (is it plugged in?)" in said[2]
     assert "open at 1000000 baud after" in said[3]
     assert [r.levelname for r in caplog.records] == ["INFO", "WARNING", "WARNING", "INFO"]
+
+
+async def test_an_outage_after_a_good_while_begins_with_the_shortest_wait(
+    world: SerialWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serial_line, "_GOOD", 0.0)
+    port = world.bus.port()
+    node = SerialLink(SerialSettings(str(port.path), retry_first=0.02), Role.NODE, NODE)
+    resets = []
+    monkeypatch.setattr(node._backoff, "reset", lambda: resets.append(node.stats.connects))
+    async with running(node):
+        await until_up(node)
+        assert resets == []
+        port.unplug()
+        await until_down(node)
+        assert resets == [1]
+
+
+async def test_a_read_without_data_is_no_hang_up(world: SerialWorld) -> None:
+    port = world.bus.port()
+    node = world.link(Role.NODE, NODE, port)
+    async with running(node):
+        await until_up(node)
+        assert node._port is not None
+        assert node._port._wire is not None
+        node._port._wire._read()
+        await asyncio.sleep(0.01)
+        assert node.up
+
+
+async def test_a_port_that_cannot_be_set_up(
+    world: SerialWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = world.bus.port()
+
+    def refuse(_: int) -> None:
+        raise termios.error(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(tty, "_adjust", refuse)
+    assert await cause(link_to(str(port.path))) == f"{port.path}: is no serial port"
+    with serial.Serial(str(port.path), exclusive=True):  # it was closed again
+        pass
 
 
 async def cause(link: SerialLink) -> str:
