@@ -7,7 +7,7 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
-from qis_edge.cli.program import Verb, add_state, make_parser, run
+from qis_edge.cli.program import Verb, add_link_radio, add_state, make_parser, run
 
 
 def _init(parser: ArgumentParser) -> None:
@@ -35,6 +35,7 @@ def _init(parser: ArgumentParser) -> None:
         help="the root key of a fleet that exists, to join it or to renew this gateway's "
         "credential; it is read, not copied",
     )
+    add_link_radio(parser)
     add_state(parser, "gateway")
 
 

@@ -88,6 +88,8 @@ def _write_config(args: argparse.Namespace, path: Path) -> GatewayConfig:
         if not is_loopback(host):
             values["broker"]["anonymous"] = True
             note(f"anybody who reaches {args.listen} may connect to the broker (anonymous = true)")
+    if args.radio is not None:
+        values["links"] = {**values.get("links", {}), "meshtastic": {"radio": args.radio}}
     write_config(path, sample(GatewayConfig, values), GatewayConfig)
     return load_gateway(path, full=False)
 

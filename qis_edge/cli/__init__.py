@@ -7,7 +7,7 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
-from qis_edge.cli.program import Verb, add_state, make_parser, run
+from qis_edge.cli.program import Verb, add_link_radio, add_state, make_parser, run
 
 
 def _init(parser: ArgumentParser) -> None:
@@ -28,6 +28,7 @@ def _init(parser: ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="a field of the situation; may be given again",
     )
+    add_link_radio(parser)
     add_state(parser, "edge")
 
 

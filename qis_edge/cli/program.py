@@ -96,6 +96,16 @@ def _add_verbs(
         one.set_defaults(handler=verb.handler)
 
 
+def add_link_radio(parser: argparse.ArgumentParser) -> None:
+    """The option that names the radio of a new configuration."""
+    parser.add_argument(
+        "--radio",
+        metavar="PORT",
+        help="a Meshtastic radio to use: a port, part of its name in /dev/serial/by-id, auto, or "
+        "tcp:HOST[:PORT]",
+    )
+
+
 def add_state(parser: argparse.ArgumentParser, role: str) -> None:
     """Add ``--state``, which both commands' ``init`` have."""
     parser.add_argument(

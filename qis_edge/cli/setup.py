@@ -40,7 +40,14 @@ def init(args: argparse.Namespace) -> int:
         fleet.write(state / "fleet.toml")
     name = args.name or (existing.node.name if existing else host_name())
     if existing is None:
-        text = node_sample(name, state_text(args, state, path), domain, domain_name, fields)
+        values: dict[str, Any] = {
+            "node": {"name": name},
+            "situation": {"domain": domain_name},
+            "links": _link_values(args.radio, fleet),
+        }
+        if (at := state_text(args, state, path)) is not None:
+            values["node"]["state"] = at
+        text = node_sample(values, domain, fields)
         write_config(path, text, NodeConfig)
     print(f"node    {existing.node.name if existing else name}")
     print(f"kid     {identity.kid.hex()}{'' if made else ' (the key was there already)'}")
@@ -173,9 +180,15 @@ def _fields(given: Sequence[str], domain: Domain) -> dict[str, str]:
     return fields
 
 
-def node_sample(
-    name: str, state: str | None, domain: Domain, domain_name: str, fields: dict[str, str]
-) -> str:
+def _link_values(radio: str | None, fleet: FleetFile) -> dict[str, Any]:
+    """A broker, unless there is a radio and the fleet knows no broker."""
+    if radio is None:
+        return {"mqtt": {}}
+    mesh = {"meshtastic": {"radio": radio}}
+    return mesh if fleet.mqtt_url is None else {"mqtt": {}, **mesh}
+
+
+def node_sample(values: dict[str, Any], domain: Domain, fields: dict[str, str]) -> str:
     """The configuration of a new node. What only a person can know is left to be filled in."""
     sources: dict[str, Any] = {}
     for field in domain.fields:
@@ -187,11 +200,10 @@ def node_sample(
         "sensor": "The machine itself stands in here until a sensor is connected: what it gives\n"
         "as the result below is nothing that others should learn from."
     }
-    values: dict[str, Any] = {
-        "node": {"name": name} | ({"state": state} if state is not None else {}),
-        "situation": {"domain": domain_name, "fields": sources},
+    values = {
+        **values,
+        "situation": {**values["situation"], "fields": sources},
         "sensor": [{"driver": "system", "channels": {"cpu_temperature": _stand_in(domain)}}],
-        "links": {"mqtt": {}},
     }
     text = sample(NodeConfig, values, remarks)
     choices = "".join(
