@@ -129,6 +129,7 @@ class PlainWay:
 
     def __init__(self, link: Link, pace: Pace, copies: int) -> None:
         self.custody: Custody[Key] = Custody(random.random, pace=pace, copies=copies)
+        self._pace = pace
         self._link = link
         self._raw: dict[Key, bytes] = {}
 
@@ -172,7 +173,10 @@ class PlainWay:
         self.custody.forget_gateway(gateway, time.monotonic())
 
     def open(self) -> None:
-        """See :class:`Way`."""
+        """See :class:`Way`. A way that was left (its packets were withdrawn) begins anew,
+        whatever silence it was left for."""
+        if not self.custody.up and not len(self.custody):
+            self.custody.retune(self._pace)
         self.custody.link_up(time.monotonic())
 
     def shut(self) -> None:
