@@ -10,10 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from devices.radio_sim.channel import Path as Way
 from qis_edge.core.airtime import PRESETS, REGIONS
+from qis_edge.core.mesh.framing import Poll, decode
 from qis_edge.links.base import Question, Role
-from qis_edge.links.mesh import MeshLink
+from qis_edge.links.mesh import MeshLink, MeshSettings
+from qis_edge.links.meshtastic_session import RadioInfo
 from qis_edge.testing.links import until_down, until_up
+from tests.core.mesh.kit import GATEWAY, STORE, packet, verify
 from tests.links.meshes import Air, Giver, Sniffer, Taker, on_air, pair, until
 
 
@@ -260,3 +264,72 @@ async def test_whatever_happens_to_the_radios_everything_arrives(tmp_path: Path,
         await until(lambda: len(giver.done) == offered, 30)
         assert taker.sequences == list(range(offered))
         assert offered > 20
+
+
+async def test_two_copies_are_two_gateways(air: Air) -> None:
+    node, gateway = air.link(Role.NODE), air.link(Role.GATEWAY)
+    for link in (node, gateway):
+        await link.start()
+        await until_up(link)
+    giver, taker = Giver(node, copies=2), Taker(gateway)
+    giver.offer(1, 2)
+    await until(lambda: len(giver.way.custody._holders) == 2)
+    assert taker.sequences == [1, 2]
+    assert giver.done == []
+    giver.way.lost(GATEWAY.kid)
+    await until(lambda: len(giver.way.custody._holders) == 2)  # it says so again
+    keys = [(STORE, 1), (STORE, 2)]
+    answered = giver.way.answered(b"another.", held=keys, refused=(), later=())
+    assert set(answered.done) == set(keys)
+    assert len(giver.way.sender) == 0
+
+
+async def test_a_gateways_word_ends_a_silence_and_what_was_sent_is_asked_about(air: Air) -> None:
+    giver, _ = await pair(air)
+    air.channel.path(air.radios[0].number, air.radios[1].number, None)
+    giver.offer(1)
+    await until(lambda: giver.way.silent)
+    air.channel.path(air.radios[0].number, air.radios[1].number, Way())
+    polls = giver.link.stats.extra["polls"]
+    giver.way.heard(GATEWAY.kid)
+    assert not giver.way.silent
+    await until(lambda: giver.link.stats.extra["polls"] == polls + 1, 0.3)
+    await until(lambda: giver.done == [1])
+
+
+async def test_what_is_withdrawn_goes_no_more(air: Air) -> None:
+    giver, taker = await pair(air)
+    giver.way.shut()
+    giver.offer(1, 2, 3)
+    giver.way.withdraw((STORE, 2))
+    giver.way.open()
+    await until(lambda: giver.done == [1, 3])
+    assert taker.sequences == [1, 3]
+
+
+async def test_a_radio_that_is_configured_anew_in_the_middle(air: Air) -> None:
+    giver, taker = await pair(air)
+    timing, timeout = giver.way.sender.timing, giver.way.custody.timeout
+    giver.offer(*range(16))
+    await until(lambda: len(taker.sequences) >= 2)
+    lora = air.radios[0].settings.lora
+    lora.modem_preset = type(lora).ModemPreset.Value("LONG_FAST")  # and the air as before
+    air.radios[0].reboot()
+    await until(lambda: len(giver.done) == 16)
+    assert giver.way.sender.timing != timing
+    assert giver.way.custody.timeout > timeout
+
+
+def test_a_way_that_is_open_stays_so_with_other_timers() -> None:
+    link = MeshLink(MeshSettings(), Role.NODE, verify)
+    way = link.make_way(1)
+    way.open()
+    way.offer((STORE, 1), packet(1).raw, 1)
+    way.sender.spread = 0.0
+    assert way.sender.next(link.now()) is not None
+    link._connected(RadioInfo(1, region="US", preset="SHORT_FAST"))
+    assert way.custody.up
+    assert way.sender.timing == link.timing
+    poll = way.sender.next(link.now())
+    assert poll is not None
+    assert isinstance(decode(poll), Poll), "what was sent is asked about"
