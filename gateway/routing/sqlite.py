@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import hashlib
 import heapq
 import json
@@ -61,7 +60,8 @@ MAX_CHOSEN = 8
 #: Addresses whose bucket is remembered.
 MAX_BUCKETS = 65_536
 
-_ID = 16  # bytes of the id that are stored: enough that nobody makes two alike
+#: Bytes of the id that are stored: enough that nobody makes two alike.
+ID_STORED = 16
 _TOKEN = 4  # bytes of a cursor that name the database
 
 SCHEMA = Schema(
@@ -214,10 +214,10 @@ class SqliteEngine:
         check_query(limit, vector)
         least = max(since or 0, 0)
         if vector is not None:
-            near = functools.partial(
-                SqliteFile.nearest, interest=interest, limit=limit, since=least, confidence=confidence
+            near = vector
+            return await self._read(
+                lambda file: file.nearest(interest, limit, least, confidence, near)
             )
-            return await self._read(lambda file: near(file, vector=vector))
         find = SqliteFile.newest_of if interest.bits == ALL_BITS else SqliteFile.newest_within
         return await self._read(lambda file: find(file, interest, limit, least, confidence))
 
@@ -380,7 +380,7 @@ class SqliteFile:
                         entry.time,
                         entry.expires,
                         entry.confidence,
-                        entry.id[:_ID],
+                        entry.id[:ID_STORED],
                         _pack(entry.vector),
                         entry.raw,
                     )
@@ -459,7 +459,7 @@ class SqliteFile:
             structure = structure_of(raw[:9]) if isinstance(raw, bytes) else None
             if structure is not None:
                 found_id = sha256(structure + raw[17:-66]).digest()  # as framed_id does
-                if found_id[:_ID] == stored and fingerprint in (raw[22:54], raw[23:55]):
+                if found_id[:ID_STORED] == stored and fingerprint in (raw[22:54], raw[23:55]):
                     values = vector if vector is None else _unpack(vector)
                     fields = (raw, found_id, raw[9:17], fingerprint)
                     keep(new(Entry, (*fields, time, expires, confidence, values)))

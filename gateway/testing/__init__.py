@@ -16,15 +16,31 @@ from __future__ import annotations
 import pytest
 
 # Before they are imported: a failed assertion then shows what was compared.
-pytest.register_assert_rewrite("gateway.testing.suite", "gateway.testing.media")
+pytest.register_assert_rewrite(
+    "gateway.testing.suite", "gateway.testing.media", "gateway.testing.feeds"
+)
 
 from gateway.testing.entries import collect, eventually, make_entry
+from gateway.testing.feeds import (
+    FeedConformance,
+    FeedOutageConformance,
+    FeedWorld,
+    MemoryFeed,
+    MemoryFeedWorld,
+    MemoryLog,
+)
 from gateway.testing.media import DurableConformance, MediumConformance, OutageConformance
 from gateway.testing.suite import RoutingConformance, RoutingWorld
 
 __all__ = [
     "DurableConformance",
+    "FeedConformance",
+    "FeedOutageConformance",
+    "FeedWorld",
     "MediumConformance",
+    "MemoryFeed",
+    "MemoryFeedWorld",
+    "MemoryLog",
     "OutageConformance",
     "RoutingConformance",
     "RoutingWorld",

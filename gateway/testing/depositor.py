@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from gateway.routing import Context, open_engine
-from gateway.testing.entries import make_entry
+from gateway.testing.entries import accept, make_entry
 
 
 async def deposit_for_ever(url: str, folder: str, first: int) -> None:
@@ -18,7 +18,7 @@ async def deposit_for_ever(url: str, folder: str, first: int) -> None:
 
     :param folder: of the engine's context; empty for none.
     """
-    engine = open_engine(url, Context(folder=Path(folder) if folder else None))
+    engine = open_engine(url, Context(accept, Path(folder) if folder else None))
     await engine.open()
     for number in range(first, first + 100_000):
         await engine.deposit([make_entry(number)])

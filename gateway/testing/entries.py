@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import Callable, Iterable
 
 from gateway.routing import Batch, Entry, Subscription
-from qis_edge.core.identity import Identity
+from qis_edge.core.errors import Reason, Refused
+from qis_edge.core.identity import Identity, PublicKey
 from qis_edge.core.outcome import Outcome
-from qis_edge.core.packet import Extensions, pack
+from qis_edge.core.packet import Extensions, pack, unpack
 
 #: The node whose packets the suites deposit.
 NODE = Identity.from_seed(b"a node that takes part in a test")
@@ -60,6 +61,20 @@ def make_entry(
             extensions=Extensions(vector=vector),
         )
     )
+
+
+def accept(raw: bytes) -> Entry:
+    """As a gateway's: with the signature, of :data:`NODE`.
+
+    :raises Refused: somebody else's, or no packet.
+    """
+    return Entry.of(unpack(raw, _key_of))
+
+
+def _key_of(kid: bytes) -> PublicKey:
+    if kid != NODE.kid:
+        raise Refused(Reason.UNKNOWN_KEY, "kid")
+    return NODE.public
 
 
 async def eventually(condition: Callable[[], object], seconds: float) -> None:

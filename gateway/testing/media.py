@@ -57,7 +57,13 @@ class DurableConformance(RoutingConformance):
         """The numbers of which the process said that they were deposited."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-m", depositor.__name__, world.url, str(world.folder or ""), str(kill * 100_000)),
+            *(
+                "-m",
+                depositor.__name__,
+                world.url,
+                str(world.folder_of("gateway") or ""),
+                str(kill * 100_000),
+            ),
             stdout=asyncio.subprocess.PIPE,
         )
         assert process.stdout is not None
@@ -96,9 +102,12 @@ class MediumConformance(RoutingConformance):
         subscription = engine.follow(frozenset([EVERYTHING]))
         assert entries_of(await collect(subscription, 20, self.patience, live=True)) == good
         await subscription.close()
-        status = await engine.status()
-        assert status.ok
-        assert status.refused >= len(hostile)
+        await eventually(lambda: self._refused(engine, len(hostile)), self.patience)
+        assert (await engine.status()).ok
+
+    @staticmethod
+    async def _refused(engine: RoutingLayer, count: int) -> bool:
+        return (await engine.status()).refused >= count
 
 
 class OutageConformance(RoutingConformance):

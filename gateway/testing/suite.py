@@ -32,6 +32,7 @@ from gateway.testing.entries import (
     SIBLING,
     START,
     STRANGER,
+    accept,
     collect,
     entries_of,
     eventually,
@@ -43,13 +44,26 @@ from qis_edge.core.errors import RoutingError, UsageError
 class RoutingWorld(ABC):
     """A medium, and engines on it."""
 
-    #: The URL of the medium and its folder, for suites that start processes.
+    #: The URL of the medium and a folder, for suites that start processes.
     url: str
     folder: Path | None = None
+    #: Whether each gateway has a folder of its own, because the medium is elsewhere and the
+    #: folder has what a gateway keeps beside it. False where the folder is the medium.
+    folder_each = False
 
-    def engine(self) -> RoutingLayer:
-        """Another gateway's engine on this medium, not open."""
-        return open_engine(self.url, Context(folder=self.folder))
+    def folder_of(self, gateway: str) -> Path | None:
+        """The folder of a gateway's engine."""
+        if self.folder is None or not self.folder_each:
+            return self.folder
+        return self.folder / gateway
+
+    def context(self, gateway: str = "gateway") -> Context:
+        """What surrounds a gateway's engine: it verifies what it reads back."""
+        return Context(accept=accept, folder=self.folder_of(gateway), name=gateway)
+
+    def engine(self, gateway: str = "gateway") -> RoutingLayer:
+        """An engine on this medium, not open: of this gateway."""
+        return open_engine(self.url, self.context(gateway))
 
     async def write(self, entry: Entry, raw: bytes) -> None:
         """As a stranger who can write to the medium: put ``raw`` where a gateway would have
@@ -72,8 +86,8 @@ class Engines:
         self.world = world
         self._opened: list[RoutingLayer] = []
 
-    async def open(self) -> RoutingLayer:
-        engine = self.world.engine()
+    async def open(self, gateway: str = "gateway") -> RoutingLayer:
+        engine = self.world.engine(gateway)
         self._opened.append(engine)
         await engine.open()
         return engine
@@ -493,7 +507,7 @@ class RoutingConformance(ABC):
 
     @pytest.mark.asyncio
     async def test_two_gateways_share_it(self, engines: Engines) -> None:
-        here, there = await engines.open(), await engines.open()
+        here, there = await engines.open("here"), await engines.open("there")
         assert here.url == there.url
         subscription = there.follow(frozenset([Interest(ADDRESS)]))
         await collect(subscription, 0, self.patience, live=True)
@@ -516,7 +530,7 @@ class RoutingConformance(ABC):
 
     @pytest.mark.asyncio
     async def test_nobody_misses_anything_while_many_deposit(self, engines: Engines) -> None:
-        gateways = [await engines.open() for _ in range(2)]
+        gateways = [await engines.open(name) for name in ("here", "there")]
         entries = [make_entry(number) for number in range(300)]
         draw = random.Random(3)
         early = [gateway.follow(frozenset([EVERYTHING])) for gateway in gateways]

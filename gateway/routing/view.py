@@ -1,0 +1,550 @@
+"""An engine that is only a log, joined with a local view that answers.
+
+``ViewEngine(feed, context)`` publishes to the feed and keeps what the feed brings in an
+SQLite file of :attr:`Context.folder` (without a folder, in a temporary one). The file
+answers ``query`` and ``follow``; the place in the feed's log is written in the same
+transaction as the packets that led there, so a crash repeats some and skips none. Nothing
+is lost with the file: delete it, and it is read again from the feed's beginning.
+
+The view is therefore not synced to disk at each commit. What a power cut takes from it
+comes again from the feed, at new numbers: the view numbers on with a gap when it was not
+closed, so that a cursor of before never skips what came again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import shutil
+import tempfile
+import time
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from gateway.database import GatewayDatabase
+from gateway.routing.base import Accept, Context, Cursor, EngineStatus, Entry, Interest
+from gateway.routing.feed import MAX_POSITION, Feed, Position
+from gateway.routing.following import LogSubscription
+from gateway.routing.sqlite import ID_STORED, SCHEMA, SqliteEngine, SqliteFile
+from gateway.routing.url import EngineUrl
+from qis_edge.core.errors import Reason, Refused, RoutingError
+from qis_edge.links.backoff import Backoff
+from qis_edge.store.database import Schema
+from qis_edge.worker import Worker
+
+log = logging.getLogger(__name__)
+
+#: Packets whose signer is unknown that are kept aside; the oldest give way.
+MAX_ASIDE = 4096
+#: Seconds after which those aside are tried again.
+RETRY_ASIDE = 10.0
+#: Packets that one step on the verifying thread takes.
+ACCEPT_SLICE = 100
+#: Packets of our own that are known when they come back, without verifying them.
+MAX_OURS = 20_000
+#: Seconds between attempts to read while the feed is away: the first, and the longest.
+RETRY_FIRST, RETRY_LONGEST = 0.2, 15.0
+#: Seconds that a feed which answers at once with nothing is left alone.
+IDLE = 0.05
+#: Numbers that are left out when the view was not closed: more than a power cut can take.
+GAP = 100_000
+
+#: The URL's scheme and a hash of it, so that each engine has a view of its own.
+_NAME = "view-{}-{}.db"
+
+VIEW_SCHEMA = Schema(
+    name="view of a routing engine",
+    application_id=0x51495356,
+    migrations=(
+        SCHEMA.migrations[0],
+        """
+        INSERT INTO facts VALUES ('position', x''), ('incarnation', NULL);
+        -- Signed by somebody unknown so far.
+        CREATE TABLE aside (
+            number INTEGER PRIMARY KEY, expires INTEGER NOT NULL, raw BLOB NOT NULL UNIQUE
+        );
+        -- Packets of the view that the feed has lost: a depositor's repeat publishes them.
+        CREATE TABLE lost (seq INTEGER PRIMARY KEY);
+        """,
+    ),
+)
+
+
+class _Place(NamedTuple):
+    """Where the view stands in the feed. ``incarnation`` is ``None`` before its first."""
+
+    position: Position
+    incarnation: str | None
+
+
+class _Sorted(NamedTuple):
+    """What ``accept`` made of bytes."""
+
+    entries: list[Entry]
+    unknown: list[Entry]
+    refused: int
+
+
+# --- the file -----------------------------------------------------------------------------
+
+
+class _ViewFile(SqliteFile):
+    """The view's file. Each method names the thread that it is for."""
+
+    def __init__(self, path: Path, *, busy: float) -> None:
+        remedy = "delete it: it is read again from the engine"
+        super().__init__(path, VIEW_SCHEMA, busy=busy, remedy=remedy)
+        self.writer.execute("PRAGMA synchronous=NORMAL")
+        if self.writer.unclean:
+            self.writer.execute("UPDATE facts SET value = value + ? WHERE name = 'last'", (GAP,))
+        #: Unix seconds: what expired by then does not come in again.
+        self.floor = 0
+
+    def place(self) -> _Place:
+        """(reads)"""
+        rows = dict(self.reader.rows("SELECT name, value FROM facts"))
+        return _Place(bytes(rows["position"]), rows["incarnation"])
+
+    def missing(self, entries: Sequence[Entry]) -> tuple[list[Entry], int]:
+        """(reads) What the view does not have or the feed has lost, each once; and how
+        many the view does not have."""
+        found: dict[bytes, Entry] = {}
+        new = 0
+        for entry in entries:
+            if entry.id in found:
+                continue
+            held = self.reader.row(
+                "SELECT lost.seq FROM buckets JOIN packets USING (bucket) "
+                "LEFT JOIN lost ON lost.seq = packets.seq "
+                "WHERE fingerprint = ? AND time = ? AND id = ?",
+                (entry.fingerprint, entry.time, entry.id[:ID_STORED]),
+            )
+            if held is None or held[0] is not None:
+                found[entry.id] = entry
+                new += held is None
+        return list(found.values()), new
+
+    def take(self, sorted_: _Sorted, place: _Place | None) -> int:
+        """(writes) Keep what was accepted, and where the feed goes on after it; returns how
+        many aside had to give way."""
+        entries = [entry for entry in sorted_.entries if entry.expires > self.floor]
+        dropped = 0
+
+        def beside(db: GatewayDatabase) -> None:
+            nonlocal dropped
+            _forgive(db, entries)
+            db.execute_many(
+                "INSERT OR IGNORE INTO aside (expires, raw) VALUES (?, ?)",
+                [(entry.expires, entry.raw) for entry in sorted_.unknown],
+            )
+            if sorted_.unknown:
+                dropped = max(db.number("SELECT count(*) FROM aside") - MAX_ASIDE, 0)
+                db.execute(
+                    "DELETE FROM aside WHERE number IN "
+                    "(SELECT number FROM aside ORDER BY number LIMIT ?)",
+                    (dropped,),
+                )
+            if place is not None:
+                _set(db, "position", place.position)
+                _set(db, "incarnation", place.incarnation)
+
+        self.deposit(entries, beside)
+        return dropped
+
+    def put(self, entries: Sequence[Entry]) -> int:
+        """(writes) Keep what was published."""
+        return self.deposit(entries, lambda db: _forgive(db, entries))
+
+    def begin_anew(self, incarnation: str) -> None:
+        """(writes) The feed is another: read it from its beginning; it has none of these."""
+        with self.writer.transaction():
+            _set(self.writer, "position", b"")
+            _set(self.writer, "incarnation", incarnation)
+            self.writer.execute("INSERT OR IGNORE INTO lost SELECT seq FROM packets")
+
+    def aside(self, after: int) -> list[tuple[int, bytes]]:
+        """(reads) The next few kept aside."""
+        return self.reader.rows(
+            "SELECT number, raw FROM aside WHERE number > ? ORDER BY number LIMIT ?",
+            (after, ACCEPT_SLICE),
+        )
+
+    def decide(self, sorted_: _Sorted, numbers: Sequence[int]) -> None:
+        """(writes) These are aside no more; of them, ``sorted_.entries`` were accepted."""
+        entries = [entry for entry in sorted_.entries if entry.expires > self.floor]
+        self.deposit(
+            entries,
+            lambda db: db.execute_many(
+                "DELETE FROM aside WHERE number = ?", [(number,) for number in numbers]
+            ),
+        )
+
+    def expire(self, now: int) -> int:
+        """(writes) One slice."""
+        self.floor = now
+        gone = super().expire(now)
+        with self.writer.transaction():
+            self.writer.execute("DELETE FROM aside WHERE expires <= ?", (now,))
+            if gone:
+                self.writer.execute("DELETE FROM lost WHERE seq NOT IN (SELECT seq FROM packets)")
+        return gone
+
+    def counted_aside(self) -> int:
+        """(reads) How many are kept aside."""
+        return self.reader.number("SELECT count(*) FROM aside")
+
+
+def _set(db: GatewayDatabase, name: str, value: object) -> None:
+    db.execute("UPDATE facts SET value = ? WHERE name = ?", (value, name))
+
+
+def _forgive(db: GatewayDatabase, entries: Sequence[Entry]) -> None:
+    """The feed has these (again)."""
+    if db.row("SELECT 1 FROM lost LIMIT 1") is not None:
+        db.execute_many(
+            "DELETE FROM lost WHERE seq IN (SELECT seq FROM buckets JOIN packets USING (bucket) "
+            "WHERE fingerprint = ? AND time = ? AND id = ?)",
+            [(entry.fingerprint, entry.time, entry.id[:ID_STORED]) for entry in entries],
+        )
+
+
+class _View(SqliteEngine):
+    """The engine of the view's file, with what the feed needs of it."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        scheme = url.partition(":")[0]
+        name = _NAME.format(scheme, hashlib.sha256(url.encode()).hexdigest()[:12])
+        super().__init__(EngineUrl("sqlite", None, None, (), name, {}), Context(folder=folder))
+        self.url = url
+
+    def _make_file(self) -> SqliteFile:
+        return _ViewFile(self.path, busy=self._busy)
+
+    async def place(self) -> _Place:
+        return await self._read(lambda file: _of(file).place())
+
+    async def missing(self, entries: Sequence[Entry]) -> tuple[list[Entry], int]:
+        return await self._read(lambda file: _of(file).missing(entries))
+
+    async def take(self, sorted_: _Sorted, place: _Place) -> int:
+        dropped = await self._write(lambda file: _of(file).take(sorted_, place))
+        self._watch.nudge()
+        return dropped
+
+    async def put(self, entries: Sequence[Entry]) -> None:
+        await self._write(lambda file: _of(file).put(entries))
+        self._watch.nudge()
+
+    async def begin_anew(self, incarnation: str) -> None:
+        await self._write(lambda file: _of(file).begin_anew(incarnation))
+
+    async def aside(self, after: int) -> list[tuple[int, bytes]]:
+        return await self._read(lambda file: _of(file).aside(after))
+
+    async def decide(self, sorted_: _Sorted, numbers: Sequence[int]) -> None:
+        await self._write(lambda file: _of(file).decide(sorted_, numbers))
+        self._watch.nudge()
+
+    async def counted_aside(self) -> int:
+        return await self._read(lambda file: _of(file).counted_aside())
+
+
+def _of(file: SqliteFile) -> _ViewFile:
+    assert isinstance(file, _ViewFile)
+    return file
+
+
+# --- the engine -----------------------------------------------------------------------------
+
+
+class ViewEngine:
+    """A :class:`gateway.routing.base.RoutingLayer` of a feed and its view.
+
+    Once the view has read from the feed, it opens even while the feed is away, and answers
+    with what it has; deposits raise ``RoutingError`` until the feed is back.
+
+    When the feed's incarnation changes (its log was lost), the log is read from its
+    beginning, the view keeps what it has, and the next deposit raises ``RoutingError`` once,
+    so that a depositor opens again, sees the other :attr:`incarnation` and repeats all.
+    """
+
+    def __init__(self, feed: Feed, context: Context) -> None:
+        self.url = feed.url
+        self._feed = feed
+        self._sorter = _Sorter(context.accept)
+        folder = context.folder
+        if folder is None:
+            folder = Path(tempfile.mkdtemp(prefix="qis-view-"))
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self._view = _View(self.url, folder)
+        self._opening = asyncio.Lock()
+        self._connecting = asyncio.Lock()
+        self._depositing = asyncio.Lock()
+        self._reading: asyncio.Task[None] | None = None
+        self._again = asyncio.Event()
+        self._connected = False
+        self._known: str | None = None  # the view's incarnation
+        self._incarnation = ""  # as was told to whoever opened it
+        self._away = ""
+        self._published = 0.0  # when a deposit last went through; time.monotonic()
+        self._behind = True
+        self._aside_tried = 0.0
+        self._refused = 0
+
+    @property
+    def incarnation(self) -> str:
+        """See :class:`gateway.routing.base.RoutingLayer`."""
+        return self._incarnation
+
+    # --- opening and closing -----------------------------------------------------------
+
+    async def open(self) -> None:
+        """See :class:`gateway.routing.base.RoutingLayer`."""
+        async with self._opening:
+            await self._view.open()
+            try:
+                if self._reading is None:
+                    self._known = (await self._view.place()).incarnation
+                try:
+                    self._incarnation = await self._connect()
+                    self._away = ""
+                except RoutingError as error:
+                    if self._known is None:
+                        raise
+                    self._incarnation = self._known
+                    self._fails(error)
+            except BaseException:
+                if self._reading is None:
+                    await self._view.close()
+                    await self._feed.close()
+                raise
+            if self._reading is None:
+                self._reading = asyncio.create_task(self._read())
+
+    async def close(self) -> None:
+        """See :class:`gateway.routing.base.RoutingLayer`."""
+        async with self._opening:
+            if self._reading is not None:
+                self._reading.cancel()
+                await asyncio.gather(self._reading, return_exceptions=True)
+                self._reading = None
+            await self._view.close()
+            await self._feed.close()
+            self._sorter.close()
+            self._connected = False
+
+    async def _connect(self) -> str:
+        """The feed is open and the view is of its incarnation, which is returned."""
+        async with self._connecting:
+            if not self._connected:
+                await self._feed.open()
+                self._connected = True
+            now = self._feed.incarnation
+            if self._known is None or (now and self._known != now):
+                if self._known:
+                    log.warning("%s has lost its log: it is read anew", self.url)
+                await self._view.begin_anew(now)
+                self._known = now
+            return now
+
+    def _fails(self, error: BaseException, began: float | None = None) -> None:
+        """It is away, unless a deposit went through since ``began``."""
+        if began is None or began > self._published:
+            if not self._away:
+                log.info("routing engine %s is away: %s", self.url, error)
+            self._away = str(error) or type(error).__name__
+
+    # --- depositing --------------------------------------------------------------------
+
+    async def deposit(self, entries: Sequence[Entry]) -> int:
+        """See :class:`gateway.routing.base.RoutingLayer`. Published first, then in the view."""
+        async with self._depositing:
+            missing, new = await self._view.missing(entries)
+            if not missing:
+                return 0
+            try:
+                if await self._connect() != self._incarnation:
+                    self._incarnation = self._feed.incarnation
+                    raise RoutingError(f"{self.url} has lost its log: deposit everything anew")
+                self._sorter.know(missing)
+                await self._feed.publish(missing)
+            except RoutingError as error:
+                self._fails(error)
+                raise
+            self._away = ""
+            self._published = time.monotonic()
+            self._again.set()
+            await self._view.put(missing)
+            return new
+
+    # --- reading the feed --------------------------------------------------------------
+
+    async def _read(self) -> None:
+        backoff = Backoff(RETRY_FIRST, RETRY_LONGEST)
+        while True:
+            self._again.clear()
+            began = time.monotonic()
+            try:
+                await self._try_aside(began)
+                if not await self._step():
+                    await asyncio.sleep(IDLE if time.monotonic() - began < IDLE else 0)
+            except RoutingError as error:
+                self._fails(error, began)
+            except Exception as error:
+                # A feed's or an accept function's fault. The gateway lives on its view.
+                log.exception("reading %s failed", self.url)
+                self._fails(error, began)
+            else:
+                self._away = ""
+                backoff.reset()
+                continue
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._again.wait(), backoff.next())
+
+    async def _step(self) -> bool:
+        """Take the feed's next chunk into the view; whether there was anything."""
+        incarnation = await self._connect()
+        place = await self._view.place()
+        chunk = await self._feed.fetch(place.position)
+        if len(chunk.position) > MAX_POSITION:
+            raise RoutingError(f"{self.url}: a position of {len(chunk.position)} bytes")
+        if chunk.raws or chunk.position != place.position:
+            sorted_ = await self._sorter.sort(chunk.raws)
+            self._refused += sorted_.refused
+            self._refused += await self._view.take(sorted_, _Place(chunk.position, incarnation))
+        self._behind = not chunk.end
+        return bool(chunk.raws)
+
+    async def _try_aside(self, now: float) -> None:
+        """Those whose signer was unknown, once in a while."""
+        if self._aside_tried and now - self._aside_tried < RETRY_ASIDE:
+            return
+        self._aside_tried = now
+        after = 0
+        while found := await self._view.aside(after):
+            after = found[-1][0]
+            sorted_ = await self._sorter.sort([raw for _, raw in found])
+            unknown = {entry.raw for entry in sorted_.unknown}
+            decided = [number for number, raw in found if raw not in unknown]
+            if decided:
+                self._refused += sorted_.refused
+                await self._view.decide(sorted_, decided)
+
+    # --- the view answers --------------------------------------------------------------
+
+    async def query(
+        self,
+        interest: Interest,
+        *,
+        limit: int = 50,
+        since: int | None = None,
+        confidence: int = 0,
+        vector: Sequence[float] | None = None,
+    ) -> list[Entry]:
+        """See :class:`gateway.routing.base.RoutingLayer`."""
+        return await self._view.query(
+            interest, limit=limit, since=since, confidence=confidence, vector=vector
+        )
+
+    def follow(
+        self, interests: frozenset[Interest], after: Cursor | None = None
+    ) -> LogSubscription:
+        """See :class:`gateway.routing.base.RoutingLayer`. In the order of arrival here; it
+        goes on with what the view has while the feed is away."""
+        return self._view.follow(interests, after)
+
+    async def cursor(self) -> Cursor:
+        """See :class:`gateway.routing.base.RoutingLayer`. The view's own."""
+        return await self._view.cursor()
+
+    async def expire(self, now: int) -> int:
+        """See :class:`gateway.routing.base.RoutingLayer`. From the view; what the feed still
+        has of it does not come in again."""
+        return await self._view.expire(now)
+
+    async def status(self) -> EngineStatus:
+        """See :class:`gateway.routing.base.RoutingLayer`."""
+        found = await self._view.status()
+        if not found.ok:
+            return found
+        says = [self._away] if self._away else []
+        if self._behind and not self._away:
+            says.append("reading the engine's log" + await self._of_about())
+        with contextlib.suppress(RoutingError):
+            if aside := await self._view.counted_aside():
+                says.append(f"{aside} aside whose signer is unknown")
+        return EngineStatus(
+            self.url,
+            ok=not self._away,
+            packets=found.packets,
+            size=found.size,
+            refused=found.refused + self._refused,
+            detail="; ".join(says),
+        )
+
+    async def _of_about(self) -> str:
+        try:
+            async with asyncio.timeout(1):
+                size = await self._feed.size()
+        except (RoutingError, TimeoutError):
+            size = None
+        return "" if size is None else f", which has about {size}"
+
+
+class _Sorter:
+    """Accepts packets on a thread of its own: signatures take time."""
+
+    def __init__(self, accept: Accept) -> None:
+        self._accept = accept
+        self._worker: Worker | None = None
+        self._ours: dict[bytes, Entry] = {}
+        self._order: deque[bytes] = deque()
+
+    def know(self, entries: Sequence[Entry]) -> None:
+        """These are our own: they need no check when they come back as they are."""
+        for entry in entries[-MAX_OURS:]:
+            if entry.raw not in self._ours:
+                self._ours[entry.raw] = entry
+                self._order.append(entry.raw)
+        while len(self._order) > MAX_OURS:
+            self._ours.pop(self._order.popleft(), None)
+
+    async def sort(self, raws: Sequence[bytes]) -> _Sorted:
+        found = _Sorted([], [], 0)
+        for start in range(0, len(raws), ACCEPT_SLICE):
+            part = raws[start : start + ACCEPT_SLICE]
+            ours = [self._ours.get(raw) for raw in part]
+            if None not in ours:
+                found.entries.extend(entry for entry in ours if entry is not None)
+                continue
+            if self._worker is None:
+                self._worker = Worker("routing-accept")
+            more = await self._worker(self._sort, part, ours)
+            found = _Sorted(
+                found.entries + more.entries,
+                found.unknown + more.unknown,
+                found.refused + more.refused,
+            )
+        return found
+
+    def _sort(self, raws: Sequence[bytes], ours: Sequence[Entry | None]) -> _Sorted:
+        entries: list[Entry] = []
+        unknown: list[Entry] = []
+        for raw, own in zip(raws, ours, strict=True):
+            try:
+                entries.append(own or self._accept(raw))
+            except Refused as refused:
+                if refused.reason is Reason.UNKNOWN_KEY:
+                    with contextlib.suppress(Refused):
+                        unknown.append(Entry.parse(raw))
+        return _Sorted(entries, unknown, len(raws) - len(entries) - len(unknown))
+
+    def close(self) -> None:
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
