@@ -54,24 +54,25 @@ def open_engine(url: str, context: Context | None = None) -> RoutingLayer:
         know, nobody knows its scheme, or the engine's extra is not installed.
     """
     parsed = EngineUrl.parse(url)
-    return _factory(parsed.scheme)(parsed, context or Context())
-
-
-def _factory(scheme: str) -> EngineFactory:
-    points = [point for point in entry_points(group=GROUP) if point.name == scheme]
-    if not points:
-        known = ", ".join(f"{name}:" for name in schemes())
-        raise RoutingError(
-            f"no routing engine is called {scheme!r}",
-            hint=f"installed are {known}" if known else "install the package qis-edge anew",
-        )
+    point = _point(parsed.scheme)
     try:
-        loaded: EngineFactory = points[0].load()
+        factory: EngineFactory = point.load()
+        return factory(parsed, context or Context())
     except ModuleNotFoundError as error:
         raise RoutingError(
-            f"{scheme}: the module {error.name} is missing", hint=_install(points[0])
+            f"{parsed.scheme}: the module {error.name} is missing", hint=_install(point)
         ) from error
-    return loaded
+
+
+def _point(scheme: str) -> EntryPoint:
+    for point in entry_points(group=GROUP):
+        if point.name == scheme:
+            return point
+    known = ", ".join(f"{name}:" for name in schemes())
+    raise RoutingError(
+        f"no routing engine is called {scheme!r}",
+        hint=f"installed are {known}" if known else "install the package qis-edge anew",
+    )
 
 
 def _install(point: EntryPoint) -> str:

@@ -201,6 +201,8 @@ class EngineStatus:
     :param size: bytes on this machine's disk, likewise.
     :param refused: packets read back since ``open`` that were not acceptable.
     :param detail: what a person should know, e.g. why it is not ok.
+    :param behind: whether it has yet to read what was deposited elsewhere before now, so
+        that queries may miss some of it.
     """
 
     url: str
@@ -209,6 +211,7 @@ class EngineStatus:
     size: int | None = None
     refused: int = 0
     detail: str = ""
+    behind: bool = False
 
 
 class RoutingLayer(Protocol):

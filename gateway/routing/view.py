@@ -485,6 +485,7 @@ class ViewEngine:
             size=found.size,
             refused=found.refused + self._refused,
             detail="; ".join(says),
+            behind=self._behind or bool(self._away),
         )
 
     async def _of_about(self) -> str:

@@ -1,13 +1,25 @@
 """What every routing engine must do: suites to subclass.
 
-    class TestMyEngine(DurableConformance, OutageConformance):
+    class TestMyEngine(DurableConformance, SpoolConformance):
         def world(self, folder: Path) -> AbstractAsyncContextManager[RoutingWorld]:
             return my_world(folder)
 
 ``my_world`` is an ``@asynccontextmanager`` that starts a medium with nothing on it, yields
 a :class:`RoutingWorld`, and takes it down; the suite closes the engines. Begin with
-:class:`RoutingConformance`; the others add what only some media can be asked. Needs
-pytest and pytest-asyncio. :func:`make_entry` makes signed packets to deposit.
+:class:`RoutingConformance`; the others add what only some media can be asked:
+
+=====================  ================================================================
+RoutingConformance     the three verbs, cursors, expiry, two gateways on one medium
+DurableConformance     a depositor killed with SIGKILL loses nothing it was told is kept
+MediumConformance      what strangers wrote to the medium is dropped and counted
+OutageConformance      the medium goes away and comes back
+SpoolConformance       the same in the middle of a deposit, with a real spool and drain
+LoginConformance       a refused login is said
+UrlConformance         wrong URLs, secrets, a missing extra, nobody listens
+FeedConformance        for engines that are a feed with a view (gateway.routing.feed)
+=====================  ================================================================
+
+Needs pytest and pytest-asyncio. :func:`make_entry` makes signed packets to deposit.
 """
 
 # ruff: noqa: E402 - see below
@@ -17,9 +29,10 @@ import pytest
 
 # Before they are imported: a failed assertion then shows what was compared.
 pytest.register_assert_rewrite(
-    "gateway.testing.suite", "gateway.testing.media", "gateway.testing.feeds"
+    *(f"gateway.testing.{name}" for name in ("suite", "media", "feeds", "spooling", "addresses"))
 )
 
+from gateway.testing.addresses import LoginConformance, UrlConformance
 from gateway.testing.entries import collect, eventually, make_entry
 from gateway.testing.feeds import (
     FeedConformance,
@@ -30,6 +43,7 @@ from gateway.testing.feeds import (
     MemoryLog,
 )
 from gateway.testing.media import DurableConformance, MediumConformance, OutageConformance
+from gateway.testing.spooling import SpoolConformance
 from gateway.testing.suite import RoutingConformance, RoutingWorld
 
 __all__ = [
@@ -37,6 +51,7 @@ __all__ = [
     "FeedConformance",
     "FeedOutageConformance",
     "FeedWorld",
+    "LoginConformance",
     "MediumConformance",
     "MemoryFeed",
     "MemoryFeedWorld",
@@ -44,6 +59,8 @@ __all__ = [
     "OutageConformance",
     "RoutingConformance",
     "RoutingWorld",
+    "SpoolConformance",
+    "UrlConformance",
     "collect",
     "eventually",
     "make_entry",

@@ -78,6 +78,10 @@ class RoutingWorld(ABC):
         """Bring it back, with all that it had promised to keep."""
         raise NotImplementedError
 
+    def intruder(self) -> RoutingLayer:
+        """An engine whose login the medium refuses, not open."""
+        raise NotImplementedError
+
 
 class Engines:
     """Opens engines, and closes them at the end."""

@@ -9,8 +9,8 @@ from pathlib import Path
 from gateway.routing.feed import Feed
 from gateway.testing import (
     MediumConformance,
-    OutageConformance,
     RoutingWorld,
+    SpoolConformance,
 )
 from gateway.testing.feeds import (
     FeedOutageConformance,
@@ -44,7 +44,7 @@ class TestMemoryFeed(FeedOutageConformance):
         yield MemoryMedium()
 
 
-class TestView(MediumConformance, OutageConformance):
+class TestView(MediumConformance, SpoolConformance):
     @contextlib.asynccontextmanager
     async def world(self, folder: Path) -> AsyncIterator[RoutingWorld]:
         yield MemoryFeedWorld(folder)
