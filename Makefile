@@ -32,14 +32,14 @@ types: setup-dev ## types (mypy --strict)
 	@$(PY) -m mypy
 
 pytest: setup-dev ## the tests; ARGS="-k outbox" chooses some
-	@sh tools/deps.sh mosquitto || true
+	@sh tools/deps.sh mosquitto redis-server nats-server || true
 	@$(PY) -m pytest $(ARGS)
 
 bench: ## measure; BENCH=name chooses one; results in build/bench/
 	@sh tools/setup.sh gateway,dev,bench || sh tools/setup.sh gateway,dev # without LXMF, then
 	@for bench in $(or $(subst -,_,$(BENCH)),$(BENCHES)); do echo "$$bench"; $(PY) -m tests.bench.$$bench || exit 1; done
 
-deps: ## install what only root can: python3-venv, mosquitto
+deps: ## install what only root can: python3-venv, mosquitto, redis, nats
 	@sh tools/deps.sh
 
 setup:

@@ -1,14 +1,17 @@
 #!/bin/sh
-# Install what only root can: Python's venv module and the Mosquitto broker for the tests, or only
-# the ones named. Leaves no service enabled or running, and does not touch a broker that was there
-# before. Fails, naming the command to run, where it may not.
+# Install what only root can: Python's venv module, and the servers that the tests run (Mosquitto,
+# Redis, NATS), or only the ones named. Leaves no service enabled or running, and does not touch a
+# server that was there before. Fails, naming the command to run, where it may not.
 #
-#     sh tools/deps.sh [venv] [mosquitto]
+#     sh tools/deps.sh [venv] [mosquitto] [redis-server] [nats-server]
 set -eu
 cd "$(dirname "$0")/.."
 
-[ $# -gt 0 ] || set -- venv mosquitto
+servers="mosquitto redis-server nats-server" # named alike: package, program and service
+# shellcheck disable=SC2086 # several words are several arguments
+[ $# -gt 0 ] || set -- venv $servers
 
+has() { [ -x "$(PATH=$PATH:/usr/sbin:/usr/local/sbin command -v "$1" || true)" ]; }
 installed() { dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null | grep -qx installed; }
 
 packages=
@@ -23,12 +26,11 @@ for need in "$@"; do
             packages="$packages python$version-venv"
         fi
         ;;
-    mosquitto)
-        [ -x "$(PATH=$PATH:/usr/sbin:/usr/local/sbin command -v mosquitto || true)" ] ||
-            packages="$packages mosquitto"
+    mosquitto | redis-server | nats-server)
+        has "$need" || packages="$packages $need"
         ;;
     *)
-        echo "$0: $need: not known here; known are venv and mosquitto" >&2
+        echo "$0: $need: not known here; known are venv $servers" >&2
         exit 2
         ;;
     esac
@@ -55,8 +57,10 @@ if [ ! -e "$policy" ]; then
     printf '#!/bin/sh\nexit 101\n' >"$policy"
     chmod +x "$policy"
 fi
-had_mosquitto=no
-installed mosquitto && had_mosquitto=yes
+fresh=
+for server in $servers; do
+    installed "$server" || fresh="$fresh $server"
+done
 
 echo "Installing$packages" >&2
 export DEBIAN_FRONTEND=noninteractive
@@ -64,11 +68,12 @@ apt-get update -qq >&2 || true # what is known already may do
 # shellcheck disable=SC2086 # several words are several packages
 apt-get install -y -qq --no-install-recommends $packages >&2
 
-if [ $had_mosquitto = no ] && installed mosquitto; then
+for server in $fresh; do
+    installed "$server" || continue
     if command -v systemctl >/dev/null; then
-        systemctl disable mosquitto.service >/dev/null 2>&1 || true
-        [ ! -d /run/systemd/system ] || systemctl stop mosquitto.service || true
+        systemctl disable "$server.service" >/dev/null 2>&1 || true
+        [ ! -d /run/systemd/system ] || systemctl stop "$server.service" || true
     else
-        update-rc.d mosquitto disable >/dev/null 2>&1 || true
+        update-rc.d "$server" disable >/dev/null 2>&1 || true
     fi
-fi
+done
