@@ -103,6 +103,17 @@ def _query(parser: ArgumentParser) -> None:
     )
 
 
+def _copy(parser: ArgumentParser) -> None:
+    parser.add_argument("source", metavar="FROM", help="the URL of the engine that has the packets")
+    parser.add_argument("target", metavar="TO", help="the URL of the engine that gets them")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="only verify and count; deposit nothing"
+    )
+    parser.add_argument(
+        "--restart", action="store_true", help="begin anew, whatever was copied before"
+    )
+
+
 VERBS = (
     Verb(
         "init",
@@ -118,6 +129,13 @@ VERBS = (
     Verb("approve", "make a node of one who asks to join", "gateway.cli.joining:approve", _approve),
     Verb("revoke", "take a key out of the fleet", "gateway.cli.joining:revoke", _revoke),
     Verb("query", "show what an address holds", "gateway.cli.looking:query", _query, json=True),
+    Verb(
+        "copy",
+        "copy everything from one routing engine into another",
+        "gateway.cli.copying:copy",
+        _copy,
+        json=True,
+    ),
 )
 
 

@@ -6,14 +6,15 @@ import argparse
 import asyncio
 import contextlib
 import re
+import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from gateway.cli.state import fleet_file_of, opened_fleet
+from gateway.cli.state import acceptor, fleet_file_of, opened_fleet
 from gateway.config import GatewayConfig, load_gateway
 from gateway.fleet import Fleet, NodeState, Waiting
-from gateway.routing import Context, Entry, Interest, open_engine
+from gateway.routing import Context, Entry, Interest, RoutingLayer, open_engine
 from gateway.spool import Spool, StoreState
 from qis_edge.cli.program import OK, note, print_json
 from qis_edge.cli.showing import ask_status, link_rows, outcome_form, results_text
@@ -26,6 +27,11 @@ from qis_edge.core.outcome import Outcome
 from qis_edge.core.packet import Packet, unpack
 from qis_edge.keys import read_key
 from qis_edge.terminal import duration, moment, pairs, plural, size, table
+
+#: Seconds that ``query`` gives an engine to read its log.
+CATCH_UP = 5.0
+#: And how often it looks whether that is done.
+LOOK = 0.02
 
 # --- status ----------------------------------------------------------------------------
 
@@ -229,8 +235,11 @@ def query(args: argparse.Namespace) -> int:
     url = config.routing.engines[0]
     if url.startswith("memory:"):
         note("memory: is empty here: what the running gateway has is in its own memory")
-    entries = asyncio.run(_ask(config, url, interest, args.limit))
     with opened_fleet(config, read_only=True) as fleet:
+        context = Context(
+            acceptor(config, fleet), config.gateway.state, config.gateway.name.lower()
+        )
+        entries = asyncio.run(_ask(open_engine(url, context), interest, args.limit))
         found = [_opened(entry, fleet, config.clock.make().now()) for entry in entries]
         names = {one.kid: one.name for one in fleet.nodes()}
     if args.json:
@@ -246,11 +255,17 @@ def query(args: argparse.Namespace) -> int:
     return OK
 
 
-async def _ask(config: GatewayConfig, url: str, interest: Interest, limit: int) -> list[Entry]:
-    context = Context(folder=config.gateway.state, name=config.gateway.name.lower())
-    engine = open_engine(url, context)
-    await engine.open()
+async def _ask(engine: RoutingLayer, interest: Interest, limit: int) -> list[Entry]:
+    """An engine that keeps a view is given time to read what came since it was last open."""
     try:
+        await engine.open()
+        status = await engine.status()
+        deadline = time.monotonic() + CATCH_UP
+        while status.ok and status.behind and time.monotonic() < deadline:
+            await asyncio.sleep(LOOK)
+            status = await engine.status()
+        if not status.ok or status.behind:
+            note(f"this may not be all: {engine.url}: {status.detail}")
         return await engine.query(interest, limit=limit)
     finally:
         await engine.close()

@@ -8,8 +8,12 @@ from pathlib import Path
 
 from gateway.config import GatewayConfig
 from gateway.fleet import Fleet
+from gateway.routing import Entry
+from gateway.routing.base import Accept
+from qis_edge.core.credential import NODE
 from qis_edge.core.errors import QisError
-from qis_edge.core.identity import Identity
+from qis_edge.core.identity import Identity, PublicKey
+from qis_edge.core.packet import unpack
 from qis_edge.keys import FleetFile, read_key
 
 
@@ -39,6 +43,20 @@ def opened_fleet(
     fleet = Fleet(path, found.root, config.clock.make().now(), read_only=read_only)
     with contextlib.closing(fleet):
         yield fleet
+
+
+def acceptor(config: GatewayConfig, fleet: Fleet) -> Accept:
+    """Verifies what an engine reads back, as a running gateway does: signed by a node that
+    may send packets now."""
+    clock = config.clock.make()
+
+    def key(kid: bytes) -> PublicKey:
+        return fleet.resolve(kid, clock.now(), NODE)
+
+    def accept(raw: bytes) -> Entry:
+        return Entry.of(unpack(raw, key))
+
+    return accept
 
 
 def root_of(state: Path, given: Path | None) -> Identity | None:
