@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -49,10 +49,11 @@ class Terminal:
 
     def type(self, line: str) -> str:
         """Run one line; gives what it prints."""
+        line, redirected, file = line.partition(" > ")
         words = shlex.split(line)
         if words[:2] == ["qis-gateway", "init"]:
             words += ["--listen", f"127.0.0.1:{self.port}"]  # the usual port may be taken
-        if words[1] == "run" and "--test" not in words:
+        if (words[1] == "run" and "--test" not in words) or "--answer" in words:
             self.start(words)
             return ""
         done = subprocess.run(
@@ -66,6 +67,8 @@ class Terminal:
             check=False,
         )
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+        if redirected:
+            (self.folder / file).write_text(done.stdout)
         return done.stdout
 
     def start(self, words: list[str]) -> None:
@@ -130,6 +133,61 @@ def test_a_stranger_can_follow_it_to_a_node_and_a_gateway(terminal: Terminal) ->
         assert terminal.type(line)
 
 
+#: How many times as fast as real ones the radios of the test run.
+RATE = 20
+
+
+def test_a_stranger_can_go_from_two_radios_to_packets(terminal: Terminal) -> None:
+    page = section("### Over LoRa")
+    (sim,) = re.findall(r"`(qis-edge radio-sim [^`]*)`", page)
+    terminal.start([*shlex.split(sim), "--rate", str(RATE)])
+    lines = commands(page)
+    radios = [terminal.folder / "radios" / f"radio{number}" for number in (0, 1)]
+    wait_until(lambda: all(radio.exists() for radio in radios))
+    for line in lines[:3]:
+        terminal.type(line)
+    assert (terminal.folder / "radio.psk").stat().st_mode & 0o077 == 0
+    terminal.type(lines[3])
+    assert "answered" in terminal.type(lines[4])
+    answering = terminal.daemons.pop()  # the radio is the gateway's now
+    answering.terminate()
+    answering.wait(20)
+    for line in lines[5:]:
+        if " run " in line:
+            configure_for_a_rehearsal(terminal.folder / line.split()[-1])
+        terminal.type(line)
+    joining = commands(section("### Joining"))
+    terminal.type(joining[0])
+    approve_when_it_asks(terminal, joining[1])
+    assert "enrolled" in terminal.type(joining[2])
+    query = commands(section("### Looking"))[-1]
+    wait_until(lambda: "porch" in terminal.type(query))
+    status = commands(section("### Looking"))[0]
+    assert "airtime" in terminal.type(status)
+    assert terminal.end() == [0, 0, 0]
+
+
+def configure_for_a_rehearsal(config: Path) -> None:
+    """Windows of seconds, no broker, and the emulated radios' pace."""
+    text = config.read_text()
+    for before, after in (
+        ('#window = "1h"', 'window = "5s"'),
+        ('#interval = "1min"', 'interval = "1s"'),
+        ('#normal = "30min"', 'normal = "0s"'),
+        ("#rate = 20", f"rate = {RATE}"),
+        ("#embedded = true", "embedded = false"),
+    ):
+        text = text.replace(before, after)
+    config.write_text(re.sub(r"^\[links\.mqtt\]", "#[links.mqtt]", text, flags=re.MULTILINE))
+
+
+def wait_until(true: Callable[[], object], patience: float = 90.0) -> None:
+    deadline = time.monotonic() + patience
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+
+
 def approve_when_it_asks(terminal: Terminal, line: str) -> None:
     deadline = time.monotonic() + 60
     while True:
@@ -172,5 +230,11 @@ def test_it_shows_what_the_demonstration_prints() -> None:
 
     shown = section("## What one sees")
     assert f"{FULL.hours // 24} days at three airports" in shown
-    for text in ("lost ", "duplicates ", "error of the peers' estimate", "bytes per outcome"):
+    for text in (
+        "lost ",
+        "duplicates ",
+        "airtime per outcome",
+        "error of the peers' estimate",
+        "bytes per outcome",
+    ):
         assert text in shown

@@ -10,7 +10,8 @@ from qis_edge.core.priority import PRIORITIES, Priority, Rule, priority_of
 
 
 def outcome(**results: Value) -> Outcome:
-    return Outcome(0, results=dict(results))
+    named: dict[str | int, Value] = {name: value for name, value in results.items()}  # noqa: C416 - wider
+    return Outcome(0, results=named)
 
 
 @pytest.mark.parametrize(
