@@ -53,16 +53,22 @@ def resolve(port: str) -> str:
 
 
 async def open_tty(
-    port: str, baud: int, receiver: Receiver, *, written: Callable[[], None] | None = None
+    port: str,
+    baud: int,
+    receiver: Receiver,
+    *,
+    written: Callable[[], None] | None = None,
+    find: Callable[[str], str] = resolve,
 ) -> TtyWire:
     """Open a serial port, raw, 8N1, without flow control, for this program alone.
 
     :param port: as for :func:`resolve`.
     :param written: called when all that was written is with the operating system, after it
         was not.
+    :param find: tells the device of a port; called in a thread.
     :raises LinkError: it cannot be opened now.
     """
-    opening = asyncio.get_running_loop().run_in_executor(None, _open, port, baud)
+    opening = asyncio.get_running_loop().run_in_executor(None, _open, port, baud, find)
     try:
         line = await asyncio.wait_for(asyncio.shield(opening), PATIENCE)
     except (TimeoutError, asyncio.CancelledError) as error:
@@ -73,8 +79,8 @@ async def open_tty(
     return TtyWire(line, receiver, written)
 
 
-def _open(port: str, baud: int) -> serial.Serial:
-    device = resolve(port)
+def _open(port: str, baud: int, find: Callable[[str], str]) -> serial.Serial:
+    device = find(port)
     try:
         line = serial.Serial(device, baud, timeout=0, write_timeout=0, exclusive=True)
     except (OSError, ValueError, termios.error) as error:

@@ -13,7 +13,7 @@ import pytest
 
 from devices.radio_sim.ports import Pace, PtyPort, TcpPort
 from qis_edge.core.errors import LinkError, UsageError
-from qis_edge.links import meshtastic_wire
+from qis_edge.links import meshtastic_wire, tty
 from qis_edge.links.backoff import Backoff
 from qis_edge.links.meshtastic_client import MeshtasticClient
 from qis_edge.links.meshtastic_session import (
@@ -267,7 +267,7 @@ async def test_the_loop_never_waits_for_a_port(site: Site) -> None:
 @pytest.mark.parametrize(
     ("address", "said"),
     [
-        ("/dev/no-such-radio", "No such file"),
+        ("/dev/no-such-radio", "no such port"),
         ("/dev/null", "no serial port|Inappropriate|not.*terminal"),
         ("no-such-name-by-id", "no serial port is called"),
         ("tcp:127.0.0.1:1", "refused|Connect"),
@@ -335,7 +335,7 @@ def test_names_that_last(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     link = tmp_path / "by-id" / "usb-RAKwireless_WisCore_1234-if00"
     link.symlink_to(tmp_path / "ttyACM0")
     made = [FakePort(str(tmp_path / "ttyACM0"), 0x239A)]
-    monkeypatch.setattr(meshtastic_wire, "BY_ID", tmp_path / "by-id")
+    monkeypatch.setattr(tty, "BY_ID", tmp_path / "by-id")
     monkeypatch.setattr(meshtastic_wire, "comports", lambda: made)
     assert resolve("auto") == resolve("WisCore_1234") == str(link)
     assert resolve("/dev/ttyUSB7") == "/dev/ttyUSB7"
