@@ -38,7 +38,8 @@ class Destination:
     """Where to send a frame.
 
     ``key`` is empty for UP (the link knows its own node), the node's kid (8 bytes) for
-    DOWN, the fingerprint (32 bytes) for PEERS.
+    DOWN (empty: to all nodes, where the link claims no senders), the fingerprint (32 bytes)
+    for PEERS.
     """
 
     direction: Direction
@@ -57,6 +58,8 @@ class Cadence:
     :param greeted: between hellos after a greeting.
     :param patience: for the answer to a request, the first time.
     :param longest_patience: and at most.
+    :param jitter: hellos come later by up to this share, at random; the first within
+        ``hello`` seconds, where it is more than 0: many begin at the same moment.
     """
 
     hello: float = 1.0
@@ -64,12 +67,13 @@ class Cadence:
     greeted: float = 600.0
     patience: float = 30.0
     longest_patience: float = 600.0
+    jitter: float = 0.0
 
 
 #: Where a few dozen bytes cost nothing.
 BROKER_CADENCE = Cadence()
 #: Where each costs half a second of a channel that all share.
-MESH_CADENCE = Cadence(15.0, 1800.0, 6 * 3600.0, 300.0, 2 * 3600.0)
+MESH_CADENCE = Cadence(15.0, 1800.0, 6 * 3600.0, 300.0, 2 * 3600.0, 0.5)
 
 
 def down(kid: bytes) -> Destination:

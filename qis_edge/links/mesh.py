@@ -569,15 +569,11 @@ class MeshLink:
 
 def _scaled(cadence: base.Cadence, rate: float) -> base.Cadence:
     """In real seconds."""
-    return base.Cadence(
-        *(
-            seconds / rate
-            for seconds in (
-                cadence.hello,
-                cadence.ungreeted,
-                cadence.greeted,
-                cadence.patience,
-                cadence.longest_patience,
-            )
-        )
+    return replace(
+        cadence,
+        hello=cadence.hello / rate,
+        ungreeted=cadence.ungreeted / rate,
+        greeted=cadence.greeted / rate,
+        patience=cadence.patience / rate,
+        longest_patience=cadence.longest_patience / rate,
     )

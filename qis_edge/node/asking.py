@@ -188,8 +188,9 @@ class Asking:
             try:
                 if self._link.up and connects != self._link.stats.connects:
                     connects = self._link.stats.connects
-                    self._gateways.cadence = self._link.cadence
-                    self._gateways.hello_soon()
+                    cadence = self._gateways.cadence = self._link.cadence
+                    late = cadence.hello * os.urandom(1)[0] / 255 if cadence.jitter else 0.0
+                    self._gateways.hello_soon(time.monotonic() + late)
                     self._requests.clear()  # what was under way is lost
                     await self._listen()
                 await self._wait(changed, await self._say() if self._link.up else None)

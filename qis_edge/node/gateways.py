@@ -105,9 +105,10 @@ class Gateways:
 
     # - hello
 
-    def hello_soon(self) -> None:
-        """Something changed (a link came up, a credential arrived): say hello at once."""
-        self._hello_at = 0.0
+    def hello_soon(self, when: float = 0.0) -> None:
+        """Something changed (a link came up, a credential arrived): say hello at once, or at
+        ``when`` (monotonic seconds)."""
+        self._hello_at = when
         self._wanted = True
         self.unanswered = 0
         self._delay = self.cadence.hello
@@ -130,7 +131,8 @@ class Gateways:
         self._nonces = [*self._nonces[1 - _NONCES :], (nonce, monotonic)]
         self._said_at = monotonic
         self._wanted = False
-        self._hello_at = monotonic + self._delay
+        late = self.cadence.jitter * nonce[0] / 255
+        self._hello_at = monotonic + self._delay * (1 + late)
         self._delay = min(self._delay * 2, self.cadence.ungreeted)
         self.unanswered += 1
         return Hello(self._identity.kid, nonce, self._trust.revocation_number).encode()

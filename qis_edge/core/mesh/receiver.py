@@ -197,7 +197,7 @@ class Receiver:
         self._gateways: OrderedDict[int, None] = OrderedDict()
         self._highest: OrderedDict[tuple[bytes, bytes], int] = OrderedDict()
         self._waiting: deque[tuple[int, Elided]] = deque()
-        self._seen: OrderedDict[bytes, float] = OrderedDict()
+        self._seen: OrderedDict[tuple[bytes, bytes], float] = OrderedDict()  # id and kid
         self._pending: OrderedDict[tuple[bytes, bytes], dict[int, None]] = OrderedDict()
         self._allowed = Allowance(limits.unknowns, limits.unknown_every)
         self._said_unknown: OrderedDict[bytes, float] = OrderedDict()
@@ -288,7 +288,7 @@ class Receiver:
         self._note_radio(radio, packet, context, now)
         self._note_pending(packet)
         events: list[Event] = []
-        if self._first_time(packet.id, now):
+        if self._first_time((packet.id, packet.kid), now):
             events.append(Message(packet.raw, radio, packet))
         else:
             self.duplicates += 1
@@ -312,19 +312,21 @@ class Receiver:
                 events += self._verified(radio, packet, False, now)
         return events
 
-    def _first_time(self, packet_id: bytes, now: float) -> bool:
+    def _first_time(self, key: tuple[bytes, bytes], now: float) -> bool:
+        # An id does not cover whose packet it is: anybody can sign the same payload anew.
         while self._seen and now - next(iter(self._seen.values())) >= self.limits.remember:
             self._seen.popitem(last=False)
-        if packet_id in self._seen:
+        if key in self._seen:
             return False
-        self._seen[packet_id] = now
+        self._seen[key] = now
         if len(self._seen) > self.limits.seen:
             self._seen.popitem(last=False)
         return True
 
     def forget(self, packet_id: bytes) -> None:
         """It was handed up, but nobody could take it: hand it up again when it comes again."""
-        self._seen.pop(packet_id, None)
+        for key in [key for key in self._seen if key[0] == packet_id]:
+            del self._seen[key]
 
     # --- who is known ---------------------------------------------------------------------
 

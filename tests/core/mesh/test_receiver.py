@@ -130,6 +130,17 @@ def test_each_packet_is_handed_up_once_however_it_comes() -> None:
     assert again(3601.0) == [1]
 
 
+def test_another_who_signs_the_same_payload_suppresses_nothing() -> None:
+    receiver = gateway()
+    mine, theirs = (packet(7, node=node) for node in NODES[:2])
+    assert mine.id == theirs.id
+    for one in (theirs, mine):
+        (event,) = receiver.take(RADIO, Whole(one.raw).encode(), 0.0)
+        assert isinstance(event, Message)
+        assert event.packet is not None
+        assert event.packet.kid == one.kid
+
+
 def test_a_frame_that_asks_is_a_question_about_all_since_the_last() -> None:
     receiver = gateway()
     teach(receiver, 5)
