@@ -35,7 +35,8 @@ p { margin: 0.2rem 0; }
   gap: 0.8rem; margin-top: 1.2rem; }
 .tile, figure { background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
 .tile { padding: 0.7rem 0.9rem; }
-.tile b { display: block; font-size: 1.45rem; line-height: 1.25; font-weight: 600; }
+.tile b { display: block; font-size: 1.45rem; line-height: 1.25; font-weight: 600;
+  white-space: nowrap; }
 .tile span { color: var(--soft); font-size: 0.85rem; line-height: 1.3; display: block; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr));
   gap: 1rem; margin-top: 1rem; align-items: start; }
@@ -73,6 +74,8 @@ td.wrap { white-space: normal; min-width: 13rem; overflow-wrap: anywhere; }
   tr, h2 { break-inside: avoid; break-after: auto; } h2 { break-after: avoid; } }
 """
 
+#: Round trips of which a median says something.
+_ENOUGH = 5
 _SIGNS = {"passed": "✓", "failed": "✗", "skipped": "–"}
 
 
@@ -119,8 +122,9 @@ def _head(found: dict[str, Any]) -> Iterator[str]:
 
 def _tiles(found: dict[str, Any]) -> Iterator[str]:
     tiles = [
-        (f"{number(trip['p50'])} s", f"{trip['what']}, median of {trip['count']}")
+        (duration(trip["p50"]), f"{trip['what']}, median of {trip['count']}")
         for trip in found["round_trips"]
+        if trip["count"] >= _ENOUGH
     ]
     counted = found["delivery"]
     if counted:
@@ -129,7 +133,7 @@ def _tiles(found: dict[str, Any]) -> Iterator[str]:
         tiles.append((f"{100 * ratio:.1f}%", f"of {sent} frames delivered"))
     tiles += [
         (f"{number(one['bytes_per_second'])} B/s", one["what"])
-        for one in found["throughput"]
+        for one in found["throughput"][:1]
         if one["bytes_per_second"] is not None
     ]
     shares = [one["share"] for one in found["airtime"] if one["share"] is not None]
@@ -140,6 +144,11 @@ def _tiles(found: dict[str, Any]) -> Iterator[str]:
         for value, what in tiles:
             yield f'<div class="tile"><b>{escape(value)}</b><span>{escape(what)}</span></div>'
         yield "</div>"
+
+
+def duration(seconds: float) -> str:
+    """As people say it."""
+    return f"{number(seconds)} s" if seconds >= 0.1 else f"{number(1000 * seconds)} ms"
 
 
 def _figures(found: dict[str, Any]) -> Iterator[str]:
@@ -153,6 +162,8 @@ def _figures(found: dict[str, Any]) -> Iterator[str]:
 
 def _trip_plots(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for trip in found["round_trips"]:
+        if len({size for size, _ in trip["points"]}) < 2:
+            continue  # nothing to compare
         title = f"Round trips: {trip['what']}"
         points = {trip["what"]: [(float(size), took) for size, took in trip["points"]]}
         yield title, scatter(points, x="payload, bytes", y="seconds", title=title, from_zero=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from hil.page import to_html
+from hil.page import duration, to_html
 from hil.plots import bars, scatter, ticks
 from hil.report import (
     MOST_POINTS,
@@ -148,6 +148,25 @@ def test_a_run_without_anything_has_a_report_too() -> None:
 def test_numbers_are_short() -> None:
     shown = [number(one) for one in (None, 0.0, 0.004, 1.5, -97.0, 123.4, 20.0)]
     assert shown == ["", "0", "0.004", "1.5", "-97", "123", "20"]
+
+
+def test_round_trips_are_drawn_where_there_is_something_to_compare() -> None:
+    run = a_run()
+    run.round_trips = [RoundTrip("joining", 0, 25.0)] + [
+        RoundTrip("receipt", 100, 3.0 + i) for i in range(5)
+    ]
+    html = to_html(figures(run))
+    assert "Round trips: " not in html
+    assert "receipt, median of 5" in html
+    assert "joining, median" not in html
+    run.round_trips.append(RoundTrip("receipt", 200, 9.0))
+    assert "Round trips: receipt" in to_html(figures(run))
+
+
+def test_durations_are_said_as_people_say_them() -> None:
+    assert [duration(one) for one in (0.0003, 0.0447, 0.5, 24.69)] == [
+        "0.3 ms", "44.7 ms", "0.5 s", "24.69 s",
+    ]  # fmt: skip
 
 
 class _Page(HTMLParser):
