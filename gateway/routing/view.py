@@ -290,7 +290,8 @@ class ViewEngine:
         self._connected = False
         self._known: str | None = None  # the view's incarnation
         self._incarnation = ""  # as was told to whoever opened it
-        self._away = ""
+        self._unread = ""  # why it cannot be read
+        self._untaken = ""  # why it did not take the last deposit
         self._published = 0.0  # when a deposit last went through; time.monotonic()
         self._behind = True
         self._aside_tried = 0.0
@@ -312,12 +313,12 @@ class ViewEngine:
                     self._known = (await self._view.place()).incarnation
                 try:
                     self._incarnation = await self._connect()
-                    self._away = ""
+                    self._unread = ""
                 except RoutingError as error:
                     if self._known is None:
                         raise
                     self._incarnation = self._known
-                    self._fails(error)
+                    self._cannot_read(error)
             except BaseException:
                 if self._reading is None:
                     await self._view.close()
@@ -352,12 +353,12 @@ class ViewEngine:
                 self._known = now
             return now
 
-    def _fails(self, error: BaseException, began: float | None = None) -> None:
+    def _cannot_read(self, error: Exception, began: float | None = None) -> None:
         """It is away, unless a deposit went through since ``began``."""
         if began is None or began > self._published:
-            if not self._away:
-                log.info("routing engine %s is away: %s", self.url, error)
-            self._away = str(error) or type(error).__name__
+            if not self._unread:
+                log.info("%s cannot be read: %s", self.url, error)
+            self._unread = str(error) or type(error).__name__
 
     # --- depositing --------------------------------------------------------------------
 
@@ -366,6 +367,7 @@ class ViewEngine:
         async with self._depositing:
             missing, new = await self._view.missing(entries)
             if not missing:
+                self._untaken = ""
                 return 0
             try:
                 if await self._connect() != self._incarnation:
@@ -374,9 +376,9 @@ class ViewEngine:
                 self._sorter.know(missing)
                 await self._feed.publish(missing)
             except RoutingError as error:
-                self._fails(error)
+                self._untaken = str(error)
                 raise
-            self._away = ""
+            self._unread = self._untaken = ""
             self._published = time.monotonic()
             self._again.set()
             await self._view.put(missing)
@@ -394,13 +396,13 @@ class ViewEngine:
                 if not await self._step():
                     await asyncio.sleep(IDLE if time.monotonic() - began < IDLE else 0)
             except RoutingError as error:
-                self._fails(error, began)
+                self._cannot_read(error, began)
             except Exception as error:
                 # A feed's or an accept function's fault. The gateway lives on its view.
                 log.exception("reading %s failed", self.url)
-                self._fails(error, began)
+                self._cannot_read(error, began)
             else:
-                self._away = ""
+                self._unread = ""
                 backoff.reset()
                 continue
             with contextlib.suppress(TimeoutError):
@@ -472,20 +474,21 @@ class ViewEngine:
         found = await self._view.status()
         if not found.ok:
             return found
-        says = [self._away] if self._away else []
-        if self._behind and not self._away:
+        says = list(dict.fromkeys(filter(None, (self._untaken, self._unread))))
+        ok = not says
+        if self._behind and not self._unread:
             says.append("reading the engine's log" + await self._of_about())
         with contextlib.suppress(RoutingError):
             if aside := await self._view.counted_aside():
                 says.append(f"{aside} aside whose signer is unknown")
         return EngineStatus(
             self.url,
-            ok=not self._away,
+            ok=ok,
             packets=found.packets,
             size=found.size,
             refused=found.refused + self._refused,
             detail="; ".join(says),
-            behind=self._behind or bool(self._away),
+            behind=self._behind or bool(self._unread),
         )
 
     async def _of_about(self) -> str:
