@@ -1,0 +1,342 @@
+"""``qdrant://host:6333/collection``: a Qdrant server or cluster that gateways share.
+
+Queries are answered by Qdrant, and by this gateway's view while Qdrant is away. Qdrant has
+no log: who follows is served from the view, which reads what is new by its *stamp*. A
+depositor stamps with its clock (tenths of milliseconds), never below a stamp that it has
+seen; a reader goes back a little behind the newest stamp with each look, and further once
+a minute, for what was stamped before and written after.
+
+Others may write to the server: each packet that comes from there is verified when it is
+first seen here, and believed only at its own point, address and time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from gateway.routing import qdrant_points as points
+from gateway.routing.base import Accept, Context, Entry, Interest, check_query
+from gateway.routing.feed import CHUNK_PACKETS, WAIT, Chunk, Position
+from gateway.routing.url import EngineUrl
+from gateway.routing.view import ViewEngine
+from qis_edge.core.errors import Refused, RoutingError
+from qis_edge.worker import Worker
+
+if TYPE_CHECKING:
+    from gateway.routing.qdrant_collection import Collection, Found
+
+log = logging.getLogger(__name__)
+
+#: Stamps of a second.
+TICKS = 10_000
+#: How far behind the newest stamp each look begins, and how far the one a minute; stamps.
+NEAR, FAR = 5 * TICKS, 600 * TICKS
+#: Seconds between looks that go far back, and between looks while there is nothing new.
+FAR_EVERY, POLL = 60.0, 0.25
+#: Stamps further ahead of our clock than this are nobody's we follow.
+AHEAD = 24 * 3600 * TICKS
+#: Ids of points that are not fetched again.
+MAX_SEEN = 100_000
+#: Packets that are not verified again.
+MAX_VERIFIED = 20_000
+#: Seconds for which the view answers queries after Qdrant did not.
+ASK_AGAIN = 2.0
+#: Foreign points that a query may find among its own before the view is asked instead.
+MAX_FOREIGN = 2000
+
+
+class QdrantEngine(ViewEngine):
+    """See :class:`gateway.routing.base.RoutingLayer`."""
+
+    def __init__(self, url: EngineUrl, context: Context | None = None) -> None:
+        """:raises RoutingError: the URL or an option is wrong.
+        :raises ModuleNotFoundError: the client is not installed.
+        """
+        from gateway.routing.qdrant_collection import Collection  # with the client: 60 MB
+
+        context = context or Context()
+        self._collection = Collection(url)
+        self._verified = _Verified(context.accept)
+        self._says = ""  # why Qdrant does not answer queries
+        self._ask_at = 0.0  # when it is asked again; time.monotonic()
+        super().__init__(QdrantFeed(self._collection), context)
+
+    async def close(self) -> None:
+        """See :class:`gateway.routing.base.RoutingLayer`."""
+        await super().close()
+        self._verified.close()
+
+    async def deposit(self, entries: Sequence[Entry]) -> int:
+        """See :class:`gateway.routing.base.RoutingLayer`."""
+        self._verified.know(entries)
+        return await super().deposit(entries)
+
+    async def query(
+        self,
+        interest: Interest,
+        *,
+        limit: int = 50,
+        since: int | None = None,
+        confidence: int = 0,
+        vector: Sequence[float] | None = None,
+    ) -> list[Entry]:
+        """See :class:`gateway.routing.base.RoutingLayer`."""
+        check_query(limit, vector)
+        if limit and self._collection.opened and time.monotonic() > self._ask_at:
+            try:
+                found = await self._ask(interest, limit, since, confidence, vector)
+            except RoutingError as error:
+                self._unanswered(error)
+            else:
+                if found is not None:
+                    self._says = ""
+                    return found
+                self._unanswered(f"{self.url}: much of what it holds is not true")
+        return await super().query(
+            interest, limit=limit, since=since, confidence=confidence, vector=vector
+        )
+
+    def _unanswered(self, why: object) -> None:
+        """Say once why the view answers."""
+        if not self._says:
+            log.warning("the view answers queries: %s", why)
+        self._says = str(why)
+        self._ask_at = time.monotonic() + ASK_AGAIN
+
+    async def _ask(
+        self,
+        interest: Interest,
+        limit: int,
+        since: int | None,
+        confidence: int,
+        vector: Sequence[float] | None,
+    ) -> list[Entry] | None:
+        """What Qdrant says; ``None`` where too much of it is not true."""
+        conditions = points.wanted(interest, since, confidence)
+        values = None if vector is None else [float(value) for value in vector]
+        most = limit
+        while most <= limit + MAX_FOREIGN:
+            if values is None:
+                found = await self._collection.newest(conditions, most)
+            else:
+                found = await self._collection.nearest(conditions, most, values)
+            true = [
+                (entry, stamp)
+                for entry, stamp in await self._true(found)
+                if interest.covers(entry.fingerprint)
+                and entry.time >= (since or 0)
+                and entry.confidence >= confidence
+            ]
+            if len(true) >= limit or len(found) < most:
+                true.sort(key=lambda item: _rank(item[0], item[1], values))
+                return [entry for entry, _ in true[:limit]]
+            most += 2 * (len(found) - len(true))
+        return None
+
+    async def _true(self, found: Sequence[Found]) -> list[tuple[Entry, int]]:
+        """Those that hold, where they should be, packets that can be believed."""
+        raws = [points.raw_of(one.payload) for one in found]
+        entries = await self._verified.entries([raw for raw in raws if raw is not None])
+        true = []
+        for one, raw in zip(found, raws, strict=True):
+            entry = None if raw is None else entries.get(raw)
+            if entry is not None and one.id == entry.id[: points.ID]:
+                true.append((entry, one.stamp))
+        return true
+
+    async def expire(self, now: int) -> int:
+        """See :class:`gateway.routing.base.RoutingLayer`. In Qdrant and in the view."""
+        gone = 0
+        while count := await self._collection.expire(now):
+            gone += count
+        return max(gone, await super().expire(now))
+
+
+def _rank(entry: Entry, stamp: int, vector: Sequence[float] | None) -> tuple[float, int, int]:
+    """What answers are sorted by."""
+    near = 0.0
+    if vector is not None:
+        near = 2.0  # behind all that have a direction
+        if entry.vector is not None and len(entry.vector) == len(vector) and any(entry.vector):
+            near = -points.cosine(entry.vector, vector)
+    return near, -entry.time, -stamp
+
+
+class _Verified:
+    """Packets that were verified, the last few. Verifying has a thread of its own."""
+
+    def __init__(self, accept: Accept) -> None:
+        self._accept = accept
+        self._known: OrderedDict[bytes, Entry] = OrderedDict()
+        self._worker: Worker | None = None
+
+    def know(self, entries: Sequence[Entry]) -> None:
+        """These are verified."""
+        for entry in entries:
+            self._known[entry.raw] = entry
+            self._known.move_to_end(entry.raw)
+        while len(self._known) > MAX_VERIFIED:
+            self._known.popitem(last=False)
+
+    async def entries(self, raws: Sequence[bytes]) -> dict[bytes, Entry]:
+        """The entries of those that can be believed."""
+        unknown = [raw for raw in raws if raw not in self._known]
+        fresh: list[Entry] = []
+        if unknown:
+            self._worker = self._worker or Worker("qdrant-accept")
+            fresh = await self._worker(self._check, unknown)
+        found = {raw: self._known[raw] for raw in raws if raw in self._known}
+        self.know(fresh)
+        return found | {entry.raw: entry for entry in fresh}
+
+    def _check(self, raws: Sequence[bytes]) -> list[Entry]:
+        found = []
+        for raw in raws:
+            try:
+                found.append(self._accept(raw))
+            except Refused:
+                continue  # the view counts it
+        return found
+
+    def close(self) -> None:
+        """End the thread."""
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+
+
+class QdrantFeed:
+    """The collection, read by stamps. See :class:`gateway.routing.feed.Feed`.
+
+    A position is the newest stamp that was looked at (8 bytes) and the number of the chunk
+    that led there (4), by which the feed knows that the chunk before was kept.
+    """
+
+    def __init__(self, collection: Collection) -> None:
+        self.url = collection.url
+        self._collection = collection
+        self._last = 0  # the greatest stamp that we gave or saw
+        self._number = 0
+        self._pass: _Pass | None = None
+        self._seen: OrderedDict[bytes, None] = OrderedDict()
+        self._given: list[bytes] = []
+        self._far_at: float | None = None
+
+    @property
+    def incarnation(self) -> str:
+        """See :class:`gateway.routing.feed.Feed`."""
+        return self._collection.token
+
+    async def open(self) -> None:
+        """See :class:`gateway.routing.feed.Feed`."""
+        await self._collection.open()
+
+    async def close(self) -> None:
+        """See :class:`gateway.routing.feed.Feed`."""
+        self._pass = None
+        self._seen.clear()
+        self._far_at = None
+        await self._collection.close()
+
+    async def size(self) -> int | None:
+        """See :class:`gateway.routing.feed.Feed`."""
+        return await self._collection.count()
+
+    async def publish(self, entries: Sequence[Entry]) -> None:
+        """See :class:`gateway.routing.feed.Feed`."""
+        stamp = max(_now(), self._last + 1)
+        self._last = stamp + len(entries) - 1
+        await self._collection.put(entries, stamp)
+        self._see(entry.id[: points.ID] for entry in entries)
+
+    async def fetch(self, after: Position) -> Chunk:
+        """See :class:`gateway.routing.feed.Feed`."""
+        deadline = time.monotonic() + WAIT
+        going = self._going_on(after)
+        while True:
+            chunk, going = await self._look(going)
+            if chunk.raws or not chunk.end:
+                break
+            if time.monotonic() > deadline:
+                return chunk._replace(position=after)
+            await asyncio.sleep(POLL)
+        return chunk
+
+    def _going_on(self, after: Position) -> _Pass:
+        """The pass that ``after`` belongs to; another where it is not the last one's."""
+        going = self._pass
+        if going is not None and going.position == after:
+            self._see(self._given)
+            self._given = []
+            return going
+        self._given = []
+        self._seen.clear()
+        self._far_at = None  # what was seen is not known: look far back
+        newest = int.from_bytes(after[:8]) if len(after) == 12 else 0
+        return _Pass(after, min(newest, _now() + AHEAD), None, far=False)
+
+    def _see(self, ids: Iterable[bytes]) -> None:
+        for one in ids:
+            self._seen[one] = None
+            self._seen.move_to_end(one)
+        while len(self._seen) > MAX_SEEN:
+            self._seen.popitem(last=False)
+
+    async def _look(self, going: _Pass) -> tuple[Chunk, _Pass]:
+        """One page of a pass, or of the next one where it had ended."""
+        newest, start, far = going.newest, going.at, going.far
+        if start is None:
+            far = self._far_at is None or time.monotonic() - self._far_at > FAR_EVERY
+            start = max(newest - (FAR if far else NEAR), 0)
+        found = await self._collection.stamped(start, CHUNK_PACKETS, whole=start >= newest)
+        fresh = [one for one in found if one.id not in self._seen or not one.id]
+        if start < newest and fresh:
+            fresh = await self._collection.packets([one.id for one in fresh if one.id])
+            fresh.sort(key=lambda one: one.stamp)
+        end = len(found) < CHUNK_PACKETS
+        limit = _now() + AHEAD
+        newest = max([newest, *(one.stamp for one in found if one.stamp <= limit)])
+        self._last = max(self._last, newest)
+        if end:
+            at = None
+            if far:
+                self._far_at = time.monotonic()
+        else:
+            # Where a whole page has one stamp, somebody wrote it to hold us up.
+            at = max(found[-1].stamp, start + 1)
+        position = going.position
+        if fresh or newest != going.newest or not end:
+            self._number = (self._number + 1) % 2**32
+            position = newest.to_bytes(8) + self._number.to_bytes(4)
+        self._given += [one.id for one in fresh]
+        self._pass = _Pass(position, newest, at, far=far)
+        raws = tuple(points.raw_of(one.payload) or b"" for one in fresh)
+        return Chunk(raws, position, end), self._pass
+
+
+class _Pass:
+    """Where a pass over the stamps stands.
+
+    :param position: what it was given as.
+    :param newest: the newest stamp that was looked at.
+    :param at: where it goes on; ``None``: it has ended.
+    :param far: whether it began far back.
+    """
+
+    __slots__ = ("at", "far", "newest", "position")
+
+    def __init__(self, position: Position, newest: int, at: int | None, *, far: bool) -> None:
+        self.position = position
+        self.newest = newest
+        self.at = at
+        self.far = far
+
+
+def _now() -> int:
+    """Our clock, as a stamp."""
+    return time.time_ns() * TICKS // 10**9
