@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +22,8 @@ from qis_edge.schema import Wrong
 from qis_edge.terminal import harmless, plural
 
 TIMING = Timing()
+#: Seconds that each port of a list gets; it may be something else than a radio.
+LISTED = 15.0
 
 
 def run(args: argparse.Namespace) -> int:
@@ -124,6 +127,8 @@ def _progress() -> Callable[[str, Done], None]:
         elif what == "writing":
             again = " what is still missing" if done.written else ""
             print(f"writing{again} ...", file=out)
+        elif what == "interrupted":
+            print("interrupted: the radio keeps what was written, run it again", file=out)
         else:
             print("waiting until it has restarted ...", file=out)
         out.flush()
@@ -194,7 +199,7 @@ def _look(place: str) -> dict[str, Any]:
     )
     form["radio"] = place
     try:
-        radio = look(place, TIMING)
+        radio = look(place, dataclasses.replace(TIMING, connect=min(TIMING.connect, LISTED)))
     except LinkError as error:
         form["error"] = str(error)
         form["fix"] = error.hint
@@ -211,11 +216,11 @@ def _described(radio: Snapshot) -> dict[str, Any]:
         "region": radio.enum("lora", "region"),
         "preset": radio.enum("lora", "modem_preset"),
         "role": radio.enum("device", "role"),
-        "channels": {
-            str(index): str(one.settings.name)
+        "channels": [
+            {"index": index, "name": str(one.settings.name)}
             for index, one in enumerate(radio.channels)
             if one.role != disabled
-        },
+        ],
     }
 
 
@@ -225,7 +230,7 @@ def _show(one: dict[str, Any]) -> None:
         complain(one["error"] if place in one["error"] else f"{place}: {one['error']}", one["fix"])
         return
     channels = ", ".join(
-        f"{index} {harmless(name) or '(public)'}" for index, name in one["channels"].items()
+        f"{each['index']} {harmless(each['name']) or '(public)'}" for each in one["channels"]
     )
     print(f"{one['number']} {harmless(one['name'])}, firmware {harmless(one['firmware'])}")
     print(f"  at {harmless(place)}")

@@ -58,8 +58,8 @@ def configure(
     """Set a radio up.
 
     :param address: as for :func:`qis_edge.links.meshtastic_wire.connect`.
-    :param say: is told how it goes: ``found``, then ``writing`` and ``restarting`` as often as
-        needed.
+    :param say: is told how it goes: ``found``, then ``writing`` (perhaps ``interrupted``) and
+        ``restarting``, as often as needed.
     :raises LinkError: the radio cannot be reached, refuses, or does not come back.
     """
     timing = timing or Timing()
@@ -77,11 +77,15 @@ def configure(
             for _ in range(ROUNDS):
                 say("writing", done)
                 target = as_wanted(wanted, radio)
-                link.write(to_write(left), target, config.channel.index)
+                try:
+                    link.write(to_write(left), target, config.channel.index)
+                except KeyboardInterrupt:
+                    say("interrupted", done)
+                    raise
                 say("restarting", done)
-                restarted = link.restarted()
+                seen = link.restarted()
                 link.close()
-                link = _again(address, timing, None if restarted else radio.reboots)
+                link = _again(address, timing, radio.reboots, seen=seen)
                 radio = link.read()
                 left = differences(wanted, radio)
                 done = Done(link.address, before, radio, changes, left, written=True)
@@ -105,28 +109,32 @@ def look(address: str, timing: Timing | None = None) -> Snapshot:
             link.close()
 
 
-def _again(address: str, timing: Timing, reboots: int | None) -> Link:
+def _again(address: str, timing: Timing, reboots: int, *, seen: bool) -> Link:
     """Connect to a radio that restarts.
 
-    :param reboots: how often it had started before, where it was not seen to restart.
+    :param reboots: how often it had started before. :param seen: whether it was lost since;
+        that will do for firmware that does not count.
     :raises LinkError: it does not come back, or did not restart.
     """
     end = time.monotonic() + timing.back
     while True:
+        late = time.monotonic() >= end
         try:
             link = Link.open(address, timing)
         except LinkError as error:
-            if time.monotonic() < end:
-                time.sleep(timing.retry)
-                continue
-            raise LinkError(
-                f"the radio did not come back after its restart: {error}",
-                hint="plug it in anew, then run this again: it says what is still missing",
-            ) from None
-        if reboots is None or link.read().reboots != reboots:
-            return link
-        link.close()
-        raise LinkError(
-            "the radio did not restart after it was written to, so it may not keep what it shows",
-            hint="take its power away for a moment, then run this again",
-        )
+            if late:
+                raise LinkError(
+                    f"the radio did not come back after its restart: {error}",
+                    hint="plug it in anew, then run this again: it says what is still missing",
+                ) from None
+        else:
+            if link.read().reboots != reboots or (late and seen):
+                return link
+            link.close()
+            if late:
+                raise LinkError(
+                    "the radio did not restart after it was written to, so it may not keep what "
+                    "it shows",
+                    hint="take its power away for a moment, then run this again",
+                )
+        time.sleep(timing.retry)

@@ -272,21 +272,22 @@ def _within(
     """
     results: list[T] = []
     errors: list[BaseException] = []
+    done = threading.Event()  # a thread whose join is interrupted may count as ended
 
     def call() -> None:
         try:
             results.append(function())
         except BaseException as error:  # noqa: BLE001 - SystemExit is one of its ways
             errors.append(error)
+        done.set()
 
-    thread = threading.Thread(target=call, daemon=True, name="meshtastic")
-    thread.start()
+    threading.Thread(target=call, daemon=True, name="meshtastic").start()
     try:
-        thread.join(seconds)
+        done.wait(seconds)
     except KeyboardInterrupt:
         if stop is not None:
             stop.set()
-            thread.join(seconds)
+            done.wait(seconds)
         raise
     if results:
         return results[0]

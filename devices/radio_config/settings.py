@@ -138,7 +138,7 @@ class ChannelSettings:
     index: int = setting(
         whole(0, 7),
         0,
-        "Its place in the radio, which [links.meshtastic] calls channel. 0 is the first, on "
+        "Its place in the radio, which ``[links.meshtastic]`` calls channel. 0 is the first, on "
         "which the radio also says who it is; with 1, the first stays a public channel.",
     )
 
@@ -185,24 +185,25 @@ class Device:
     @staticmethod
     def parts(made: dict[str, Any], where: Where) -> None:
         """What does not go together."""
-        _check_rebroadcast(made, where)
+        if made["rebroadcast"] == "NONE" and str(made["role"]).startswith("ROUTER"):
+            (where / "rebroadcast").wrong("a router passes frames on", "take another role")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Relay:
     """A radio that stands alone and passes on what it hears: ``--relay``.
 
-    Where this says nothing, [device] holds.
+    Where this says nothing, ``[device]`` holds.
     """
 
     role: str = setting(
-        Choice(*ROLES),
+        Choice(*(role for role in ROLES if role != "CLIENT_MUTE")),
         "ROUTER_LATE",
         "What it does for others. ROUTER_LATE passes everything on, after all others; ROUTER "
         "before them, which helps only from a place that hears them all.",
     )
     rebroadcast: str = setting(
-        Choice(*REBROADCAST),
+        Choice(*(mode for mode in REBROADCAST if mode != "NONE")),
         "ALL",
         "Whose frames it passes on. A router that is set up by hand has CORE_PORTNUMS_ONLY, "
         "which does not pass ours on.",
@@ -210,16 +211,6 @@ class Relay:
     telemetry: int = setting(
         _Interval("30min", "7d"), "12h", "How often it tells others its battery and airtime."
     )
-
-    @staticmethod
-    def parts(made: dict[str, Any], where: Where) -> None:
-        """What does not go together."""
-        _check_rebroadcast(made, where)
-
-
-def _check_rebroadcast(made: dict[str, Any], where: Where) -> None:
-    if made["rebroadcast"] == "NONE" and str(made["role"]).startswith("ROUTER"):
-        (where / "rebroadcast").wrong("a router passes frames on", "take another role")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
