@@ -15,8 +15,8 @@ export PYTHON
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
 
-demo: setup ## the whole loop on real weather readings, in about a minute
-	@$(PY) -m gateway.demo
+demo: setup ## the whole loop on real weather readings, in about a minute; ENGINE=URL routes by another
+	@$(PY) -m gateway.demo $(if $(ENGINE),--engine '$(ENGINE)')
 
 test: HIL := --emulated
 test: lint layers types pytest hil ## everything that is checked, checked

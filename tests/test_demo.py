@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.demo.__main__ import main
 from gateway.demo.scenario import FULL, HOUR, SHORT, STATIONS, Scenario, readings
 
 
@@ -41,6 +42,7 @@ def test_the_short_demonstration(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads((tmp_path / "demo.json").read_text())
+    assert figures["engine"] == "sqlite:routing.db"
     made = figures["made"]
     assert made >= 0.9 * SHORT.hours * len(STATIONS)
     assert (figures["packed"], figures["delivered"], figures["deposited"]) == (made, made, made)
@@ -52,3 +54,22 @@ def test_the_short_demonstration(tmp_path: Path) -> None:
     assert math.isfinite(figures["hold_last_mae"])
     assert "is killed (-9)" in done.stdout
     assert "error of the peers' estimate" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("engine", "why"),
+    [
+        ("memory:", "memory: is gone with the gateway's process, so nobody can count"),
+        ("sqlight:routing.db", "no routing engine is called 'sqlight'"),
+        ("sqlite:", "must name a file"),
+    ],
+)
+def test_an_engine_that_will_not_do_is_refused_before_anything_is_touched(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], engine: str, why: str
+) -> None:
+    assert main(["--engine", engine, "--build", str(tmp_path)]) == 1
+    told = capsys.readouterr().out
+    assert "error: " in told
+    assert why in told
+    assert "fix: " in told
+    assert list(tmp_path.iterdir()) == []

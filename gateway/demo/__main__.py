@@ -14,10 +14,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from gateway.demo.measure import Figures, measure
-from gateway.demo.processes import BOTH, LOSS, RADIO_RATE, RADIOS, Field
+from gateway.demo.processes import BOTH, ENGINE, LOSS, RADIO_RATE, RADIOS, Field
 from gateway.demo.scenario import FULL, SHORT, STATIONS, Scenario
+from gateway.routing import open_engine
 from qis_edge.control import request
-from qis_edge.core.errors import QisError
+from qis_edge.core.errors import QisError, RoutingError
 
 #: Starting everything and joining takes so many times as long as making the keys did.
 LEAD = 1.5
@@ -30,9 +31,9 @@ DRAIN = 45.0
 class Demo:
     """One run, told on the screen."""
 
-    def __init__(self, scenario: Scenario, folder: Path) -> None:
+    def __init__(self, scenario: Scenario, folder: Path, engine: str = ENGINE) -> None:
         self.scenario = scenario
-        self.field = Field(folder, scenario)
+        self.field = Field(folder, scenario, engine)
         self._anchor = 0.0
         self._said = 0.0
         self._bytes_in = 0
@@ -235,6 +236,20 @@ def verdict(figures: Figures) -> list[str]:
     return wrong
 
 
+def checked(engine: str) -> str:
+    """The engine's URL without secrets.
+
+    :raises QisError: there is no such engine, or what it holds could not be counted.
+    """
+    shown = open_engine(engine).url
+    if shown.startswith("memory:"):
+        raise RoutingError(
+            f"{shown} is gone with the gateway's process, so nobody can count what it held",
+            hint=f"take another engine, such as {ENGINE}",
+        )
+    return shown
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run it; returns an exit status."""
     parser = argparse.ArgumentParser(prog="python -m gateway.demo", description=__doc__)
@@ -242,18 +257,28 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--build", type=Path, default=Path("build"), help="folder for demo.json and demo/"
     )
+    parser.add_argument(
+        "--engine",
+        default=ENGINE,
+        metavar="URL",
+        help="the gateway's routing engine (%(default)s); what it has of others is left alone",
+    )
     given = parser.parse_args(arguments)
     scenario = SHORT if given.short else FULL
     folder = given.build / "demo"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     try:
-        figures = Demo(scenario, folder.resolve()).run()
+        engine = checked(given.engine)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        figures = Demo(scenario, folder.resolve(), given.engine).run()
     except QisError as error:
         print(f"\nerror: {error}\nfix: {error.hint or f'the logs are in {folder}'}")
         return 1
-    (given.build / "demo.json").write_text(json.dumps(figures.as_json(), indent=2) + "\n")
-    print(f"\n{table(figures, scenario)}\n\n  → {given.build / 'demo.json'}; logs in {folder}")
+    (given.build / "demo.json").write_text(
+        json.dumps({"engine": engine, **figures.as_json()}, indent=2) + "\n"
+    )
+    print(f"\n{table(figures, scenario)}\n\n  routed by {engine}")
+    print(f"  → {given.build / 'demo.json'}; logs in {folder}")
     for line in (wrong := verdict(figures)):
         print(f"  ✗ {line}")
     return 1 if wrong else 0

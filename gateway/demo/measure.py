@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -10,12 +11,18 @@ from typing import Any
 from gateway.demo import journal
 from gateway.demo.processes import Field
 from gateway.demo.scenario import HOUR, STATIONS, Scenario, readings
-from gateway.routing import EVERYTHING, Context, open_engine
+from gateway.routing import EVERYTHING, Context, Entry, RoutingLayer, open_engine
+from gateway.routing.view import ViewEngine
 from qis_edge.core.airtime import MAX_PAYLOAD, PRESETS, airtime_ms
 from qis_edge.core.domain import Domain
+from qis_edge.core.errors import RoutingError
 from qis_edge.core.outcome import Outcome
 from qis_edge.core.packet import Packet, unpack
+from qis_edge.keys import read_key
 from qis_edge.store.outbox import Outbox
+
+#: Seconds that reading the engine's own log may take.
+PATIENCE = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +102,38 @@ async def measure(field: Field, bytes_in: int) -> Figures:
 
 
 async def _deposited(field: Field) -> list[Packet]:
-    engine = open_engine("sqlite:routing.db", Context(folder=field.state("gateway")))
+    """What the engine holds of this run's nodes, their signatures checked."""
+    engine = open_engine(field.engine, Context(folder=field.state("gateway")))
+    if isinstance(engine, ViewEngine):  # what counts is what a newcomer reads in the log
+        engine = open_engine(field.engine, Context(folder=field.folder / "newcomer"))
     await engine.open()
     try:
-        entries = await engine.query(EVERYTHING, limit=1_000_000)
+        async with asyncio.timeout(PATIENCE):
+            entries = await _everything(engine)
+    except TimeoutError:
+        raise RoutingError(f"{engine.url}: reading it took more than {PATIENCE:g} s") from None
     finally:
         await engine.close()
-    return [unpack(entry.raw) for entry in entries]
+    identities = [read_key(field.state(station) / "node.key") for station in STATIONS]
+    keys = {identity.kid: identity.public for identity in identities}
+    return [unpack(entry.raw, keys[entry.kid]) for entry in entries if entry.kid in keys]
+
+
+async def _everything(engine: RoutingLayer) -> list[Entry]:
+    while (status := await engine.status()).behind:
+        if not status.ok:
+            raise RoutingError(f"{engine.url}: {status.detail}")
+        await asyncio.sleep(0.1)
+    found: list[Entry] = []
+    subscription = engine.follow(frozenset([EVERYTHING]))
+    try:
+        async for batch in subscription:
+            found += batch.entries
+            if batch.live:
+                break
+    finally:
+        await subscription.close()
+    return found
 
 
 def as_json(packet: Packet, outcome: Outcome) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -20,6 +21,8 @@ from qis_edge.control import request
 from qis_edge.core.errors import QisError
 
 SITE = "demo"
+#: The gateway's routing engine, unless another is asked for.
+ENGINE = "sqlite:routing.db"
 #: Radios run so many times as fast as real ones; one frame in ten is lost on the way.
 RADIO_RATE, LOSS = 80, 0.1
 #: Who has which radio, in their order.
@@ -88,11 +91,15 @@ def free_port() -> int:
 
 
 class Field:
-    """Everything that runs, in one folder."""
+    """Everything that runs, in one folder.
 
-    def __init__(self, folder: Path, scenario: Scenario) -> None:
+    :param engine: the URL of the gateway's routing engine.
+    """
+
+    def __init__(self, folder: Path, scenario: Scenario, engine: str = ENGINE) -> None:
         self.folder = folder
         self.scenario = scenario
+        self.engine = engine
         self.port = free_port()
         self.broker = Process(
             "broker",
@@ -214,7 +221,7 @@ class Field:
             '[gateway]\nname = "base"\nstate = "state"\n'
             "[broker]\nembedded = false\n"
             f"{self._links('gateway')}"
-            '[routing]\nengines = ["sqlite:routing.db"]\n'
+            f"[routing]\nengines = [{json.dumps(self.engine)}]\n"
         )
 
     def _node_config(self, station: str) -> str:
