@@ -137,7 +137,7 @@ def test_what_is_no_key_file_is_refused_and_not_repeated(tmp_path: Path, text: s
     assert error.value.__cause__ is None
 
 
-def test_a_key_file_is_its_owners_alone(tmp_path: Path) -> None:
+def test_a_key_file_is_its_owners_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "radio.psk"
     with pytest.raises(KeyFileError, match="there is no key file"):
         read(path)
@@ -150,6 +150,11 @@ def test_a_key_file_is_its_owners_alone(tmp_path: Path) -> None:
     assert error.value.hint == f"chmod 600 {path}"
     with pytest.raises(KeyFileError, match="is not a file"):
         read(tmp_path)
+    path.chmod(0o600)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: 12345)
+        with pytest.raises(KeyFileError, match="runs as user 12345"):
+            read(path)
     link = tmp_path / "loop"
     link.symlink_to(link)
     with pytest.raises(KeyFileError, match="cannot be read"):

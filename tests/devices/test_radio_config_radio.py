@@ -121,13 +121,15 @@ def test_relays_over_tcp_and_the_firmwares_own_ideas(place: Place, bench: Bench)
 
 
 def test_firmware_that_ignores_a_setting(place: Place, bench: Bench) -> None:
-    bench.other.settings.ignores.add("telemetry")
+    bench.other.settings.ignores.update(("telemetry", "channel"))
     place.add('[device]\ntelemetry = "1h"\n')
     assert place.configure(tcp(bench)) == 1
     lines = place.err.splitlines()
     assert "error: device.telemetry: wanted 1 h, radio has off" in lines
+    assert "error: channel.psk: differs" in lines
     assert lines[-1].startswith("fix: ")
     assert bench.other.settings.reboots == 2  # it was tried once more
+    assert "writing what is still missing ..." in place.out
 
 
 def test_a_radio_that_vanishes_while_it_restarts(
@@ -207,6 +209,27 @@ def test_ctrl_c_commits_what_was_written(place: Place, bench: Bench) -> None:
     bench.until(lambda: bench.one.settings.reboots == 1 and bench.one.on)
     assert bench.one.settings.region == "US"
     assert bench.one.settings.channels[0].settings.name == ""
+
+
+def test_ctrl_c_is_told(place: Place, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Link, "write", interrupted)
+    assert place.configure(tcp(bench)) == 130
+    assert place.out.splitlines()[-1].startswith("interrupted: ")
+
+
+def test_a_radio_that_gets_another_number(
+    place: Place, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, numbers = Link.read, iter([1, 2])
+    monkeypatch.setattr(Link, "write", lambda *_: bench.do(bench.other.reboot))
+    monkeypatch.setattr(
+        Link, "read", lambda self: dataclasses.replace(read(self), number=next(numbers, 3))
+    )
+    place.configure(tcp(bench))
+    assert "note: its number is !00000003 now" in place.err
 
 
 @pytest.mark.parametrize(("what", "words"), [("managed", "is managed"), ("licensed", "encrypt")])
