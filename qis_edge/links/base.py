@@ -60,6 +60,7 @@ class Cadence:
     :param longest_patience: and at most.
     :param jitter: hellos come later by up to this share, at random; the first within
         ``hello`` seconds, where it is more than 0: many begin at the same moment.
+    :param pace: how many times as long other questions wait for an answer.
     """
 
     hello: float = 1.0
@@ -68,12 +69,13 @@ class Cadence:
     patience: float = 30.0
     longest_patience: float = 600.0
     jitter: float = 0.0
+    pace: float = 1.0
 
 
 #: Where a few dozen bytes cost nothing.
 BROKER_CADENCE = Cadence()
 #: Where each costs half a second of a channel that all share.
-MESH_CADENCE = Cadence(15.0, 1800.0, 6 * 3600.0, 300.0, 2 * 3600.0, 0.5)
+MESH_CADENCE = Cadence(15.0, 1800.0, 6 * 3600.0, 300.0, 2 * 3600.0, 0.5, 3.0)
 
 
 def down(kid: bytes) -> Destination:

@@ -576,4 +576,5 @@ def _scaled(cadence: base.Cadence, rate: float) -> base.Cadence:
         greeted=cadence.greeted / rate,
         patience=cadence.patience / rate,
         longest_patience=cadence.longest_patience / rate,
+        pace=cadence.pace / rate,
     )

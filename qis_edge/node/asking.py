@@ -189,6 +189,7 @@ class Asking:
                 if self._link.up and connects != self._link.stats.connects:
                     connects = self._link.stats.connects
                     cadence = self._gateways.cadence = self._link.cadence
+                    self._membership.pace = cadence.pace
                     late = cadence.hello * os.urandom(1)[0] / 255 if cadence.jitter else 0.0
                     self._gateways.hello_soon(time.monotonic() + late)
                     self._requests.clear()  # what was under way is lost

@@ -44,6 +44,8 @@ class Membership:
 
     def __init__(self, identity: Identity, name: str, trust: TrustStore) -> None:
         self._identity = identity
+        #: How many times as long everything takes on the link in use.
+        self.pace = 1.0
         self._name = name
         self._trust = trust
         self._asked: OrderedDict[bytes, _Asked] = OrderedDict()
@@ -97,9 +99,9 @@ class Membership:
         self._asked.move_to_end(kid)
         if len(self._asked) > MAX_ASKED:
             self._asked.popitem(last=False)
-        if asked.times >= MOST_ASKS and monotonic >= asked.last + GIVEN_UP:
+        if asked.times >= MOST_ASKS and monotonic >= asked.last + GIVEN_UP * self.pace:
             asked.times = 0
-        return asked.times < MOST_ASKS or monotonic < asked.last + ASK_AGAIN
+        return asked.times < MOST_ASKS or monotonic < asked.last + ASK_AGAIN * self.pace
 
     def park(self, kid: bytes, raw: bytes, monotonic: float) -> None:
         """Keep a packet until its sender is known; the oldest key's go when it gets tight."""
@@ -138,11 +140,11 @@ class Membership:
         kids = [
             kid
             for kid, asked in self._asked.items()
-            if asked.times < MOST_ASKS and monotonic >= asked.last + ASK_AGAIN
+            if asked.times < MOST_ASKS and monotonic >= asked.last + ASK_AGAIN * self.pace
         ]
         if not kids:
             return None
-        self._question_at = monotonic + ASK_EVERY
+        self._question_at = monotonic + ASK_EVERY * self.pace
         kids = kids[:MAX_WANTED]
         for kid in kids:
             self._asked[kid].times += 1
@@ -151,13 +153,15 @@ class Membership:
 
     def _in_vain(self, kid: bytes, monotonic: float) -> bool:
         asked = self._asked.get(kid)
-        return asked is None or (asked.times >= MOST_ASKS and monotonic >= asked.last + ASK_AGAIN)
+        return asked is None or (
+            asked.times >= MOST_ASKS and monotonic >= asked.last + ASK_AGAIN * self.pace
+        )
 
     @property
     def question_at(self) -> float:
         """Monotonic seconds at which :meth:`question` may have something to say or give up."""
         times = [
-            asked.last + ASK_AGAIN
+            asked.last + ASK_AGAIN * self.pace
             for kid, asked in self._asked.items()
             if asked.times < MOST_ASKS or kid in self._parked
         ]

@@ -81,6 +81,8 @@ class Uplink:
         self._full_at: float | None = None  # unix seconds, by our clock
         self._tell_silent = silent
         self._offered: set[Key] = set()  # to the way in use
+        # Until when a gateway that we never met is waited for, on which connection.
+        self._unmet = (0, 0.0)
         self._announced = False  # packets that nobody was asked to take into custody
         self._connects = 0
         self._poked = asyncio.Event()
@@ -162,7 +164,7 @@ class Uplink:
         if not self._gateways.greeted(self._clock.known):
             # Without a gateway there is nobody whose receipt we could check.
             way.shut()
-            return await self._announce(link)
+            return await self._announce_unmet(link)
         if self._connects != self.link.stats.connects:  # it was down meanwhile
             self._connects = self.link.stats.connects
             way.reopen()
@@ -200,6 +202,15 @@ class Uplink:
             self.way = way
             self.start_over()
         return link, way
+
+    async def _announce_unmet(self, link: Link) -> float | None:
+        """Where no gateway has ever greeted us, one may be about to: it needs the air."""
+        connects = self.link.stats.connects
+        if self._unmet[0] != connects:
+            self._unmet = connects, time.monotonic() + link.cadence.patience
+        if time.monotonic() < self._unmet[1]:
+            return self._unmet[1]
+        return await self._announce(link)
 
     async def _announce(self, link: Link) -> float | None:
         """Nobody takes custody now, but peers may listen: tell them what is new, once. It
