@@ -70,7 +70,8 @@ td.wrap { white-space: normal; min-width: 13rem; overflow-wrap: anywhere; }
   body { max-width: none; padding: 0; font-size: 10.5pt; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   .notice { border: 1px solid var(--warn); }
-  svg { max-height: 4.6cm; } .figures { grid-template-columns: 1fr 1fr; } .scroll { overflow: visible; }
+  svg { max-height: 4.6cm; } .scroll { overflow: visible; }
+  .figures { grid-template-columns: 1fr 1fr; }
   tr, h2 { break-inside: avoid; break-after: auto; } h2 { break-after: avoid; } }
 """
 
