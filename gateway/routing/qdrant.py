@@ -38,8 +38,10 @@ TICKS = 10_000
 NEAR, FAR = 5 * TICKS, 600 * TICKS
 #: Seconds between looks that go far back, and between looks while there is nothing new.
 FAR_EVERY, POLL = 60.0, 0.25
-#: Stamps further ahead of our clock than this are nobody's we follow.
+#: Stamps further ahead of our clock than this are not followed, unless our clock is before
+#: ``EARLIEST``: then nobody has set it.
 AHEAD = 24 * 3600 * TICKS
+EARLIEST = 1_767_225_600 * TICKS  # 2026-01-01T00:00:00Z
 #: Ids of points that are not fetched again.
 MAX_SEEN = 100_000
 #: Packets that are not verified again.
@@ -235,6 +237,8 @@ class QdrantFeed:
     async def open(self) -> None:
         """See :class:`gateway.routing.feed.Feed`."""
         await self._collection.open()
+        # Our clock may not be set yet, or be behind.
+        self._last = max(self._last, await self._collection.latest(_limit()))
 
     async def close(self) -> None:
         """See :class:`gateway.routing.feed.Feed`."""
@@ -278,7 +282,7 @@ class QdrantFeed:
         self._seen.clear()
         self._far_at = None  # what was seen is not known: look far back
         newest = int.from_bytes(after[:8]) if len(after) == 12 else 0
-        return _Pass(after, min(newest, _now() + AHEAD), None, far=False)
+        return _Pass(after, min(newest, _limit()), None, far=False)
 
     def _see(self, ids: Iterable[bytes]) -> None:
         for one in ids:
@@ -299,7 +303,7 @@ class QdrantFeed:
             fresh = await self._collection.packets([one.id for one in fresh if one.id])
             fresh.sort(key=lambda one: one.stamp)
         end = len(found) < CHUNK_PACKETS
-        limit = _now() + AHEAD
+        limit = _limit()
         newest = max([newest, *(one.stamp for one in found if one.stamp <= limit)])
         self._last = max(self._last, newest)
         if end:
@@ -340,3 +344,9 @@ class _Pass:
 def _now() -> int:
     """Our clock, as a stamp."""
     return time.time_ns() * TICKS // 10**9
+
+
+def _limit() -> int:
+    """The last stamp that we follow."""
+    now = _now()
+    return now + AHEAD if now >= EARLIEST else points.GREATEST

@@ -115,7 +115,8 @@ class Collection:
     def _client(self, host: str, port: int | None) -> AsyncQdrantClient:
         if self._key and not self._tls and host not in _LOOPBACK:
             log.warning("%s: the API key travels in the clear; set tls=yes", self.url)
-        more: dict[str, Any] = {}
+        # Without TLS nothing is verified, and certificates take long to load.
+        more: dict[str, Any] = {} if self._tls else {"verify": False}
         if self._ca:
             try:
                 more["verify"] = ssl.create_default_context(cafile=self._ca)
@@ -326,6 +327,12 @@ class Collection:
         return await self._scroll(
             _filter([Between("stamp", least)]), "stamp", limit, ["stamp", *["raw"] * whole]
         )
+
+    async def latest(self, most: int) -> int:
+        """The greatest stamp up to ``most``; 0 where there is none."""
+        chosen = _filter([Between("stamp", 0, most)])
+        found = await self._scroll(chosen, "stamp", 1, ["stamp"], descending=True)
+        return found[0].stamp if found else 0
 
     async def packets(self, ids: Sequence[bytes]) -> list[Found]:
         """These, as far as they are there."""
