@@ -171,11 +171,11 @@ class Collection:
     async def _really_make(self) -> None:
         if not await self._call(lambda client: client.collection_exists(self.name)):
             await self._create()
-        await self._check()
-        for key in points.KEYWORDS:
-            await self._index(key, models.PayloadSchemaType.KEYWORD)
-        for key in (*points.INTEGERS, "stamp"):
-            await self._index(key, models.PayloadSchemaType.INTEGER)
+        indexed = await self._check()
+        wanted = dict.fromkeys(points.KEYWORDS, models.PayloadSchemaType.KEYWORD)
+        wanted |= dict.fromkeys((*points.INTEGERS, "stamp"), models.PayloadSchemaType.INTEGER)
+        for key in wanted.keys() - indexed:
+            await self._index(key, wanted[key])
         self.token = await self._find_token() or await self._draw_token()
 
     async def _create(self) -> None:
@@ -201,7 +201,8 @@ class Collection:
             if not await self._call(lambda client: client.collection_exists(self.name)):
                 raise
 
-    async def _check(self) -> None:
+    async def _check(self) -> set[str]:
+        """It is one of ours; what is indexed."""
         info = await self._call(lambda client: client.get_collection(self.name))
         vectors = info.config.params.vectors
         params = vectors.get(points.VECTOR) if isinstance(vectors, dict) else None
@@ -210,6 +211,7 @@ class Collection:
                 f"{self.url}: the collection {self.name} is there and none of ours",
                 hint="name another one: qdrant://host:6333/another",
             )
+        return set(info.payload_schema)
 
     async def _index(self, key: str, kind: models.PayloadSchemaType) -> None:
         await self._call(

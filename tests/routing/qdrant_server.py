@@ -179,12 +179,16 @@ ON_SHARDS = {
 }
 
 
-def info(vectors: Any) -> Any:
+def info(shard: qd.EdgeShard, vectors: Any) -> Any:
+    schema = shard.info().payload_schema
     return {
         "status": "green",
         "optimizer_status": "ok",
         "segments_count": 1,
-        "payload_schema": {},
+        "payload_schema": {
+            key: {"data_type": str(one.data_type).rpartition(".")[2].lower(), "points": one.points}
+            for key, one in schema.items()
+        },
         "config": {
             "params": {"vectors": vectors},
             "hnsw_config": {"m": 0, "ef_construct": 4, "full_scan_threshold": 1},
@@ -236,7 +240,7 @@ class Handler(BaseHTTPRequestHandler):
             case "GET", "exists":
                 return {"exists": self.collections.exists(name)}
             case "GET", "":
-                return info(self.collections.schema(name))
+                return info(self.collections.shard(name), self.collections.schema(name))
             case "PUT", "":
                 self.collections.create(name, form)
                 return True
