@@ -152,4 +152,4 @@ def _hint(error: LinkError) -> str | None:
         return "if a node or a gateway runs on this radio, stop it for the test"
     if "Permission denied" in text:
         return "join the group of the port, often dialout, and log in again"
-    return error.hint or "plug it in, or name it: --radio"
+    return f"{error.hint or 'plug it in'}; or name another: --radio"
