@@ -143,7 +143,8 @@ class Copying:
                 if not status.behind:
                     return True
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(stop.wait(), LOOK)
+                    async with asyncio.timeout(LOOK):
+                        await stop.wait()
             return False
         finally:
             self._worker.close()

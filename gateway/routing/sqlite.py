@@ -42,6 +42,7 @@ from gateway.routing.following import Coverage, LogSubscription, Slice
 from gateway.routing.nearest import Candidate, nearest
 from gateway.routing.url import EngineUrl
 from qis_edge.core.errors import RoutingError, StoreError
+from qis_edge.core.packet import FINGERPRINT_SIZE
 from qis_edge.store.database import BUSY_SECONDS, Schema
 from qis_edge.worker import Worker
 
@@ -640,6 +641,8 @@ def _entries_of_ours(rows: Sequence[Sequence[Any]]) -> list[Entry] | None:
         ids = tuple(map(_DIGEST_OF, digests))  # as framed_id does
         places = map(bytes.find, raws, fingerprints, repeat(22), repeat(55))
         if tuple(map(_STORED_OF, ids)) != stored or min(places) < 0:
+            return None
+        if set(map(len, fingerprints)) != {FINGERPRINT_SIZE}:
             return None
     except (KeyError, TypeError):  # begins like no packet, or is not bytes
         return None

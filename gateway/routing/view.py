@@ -51,6 +51,8 @@ MAX_OURS = 20_000
 RETRY_FIRST, RETRY_LONGEST = 0.2, 15.0
 #: Seconds that a feed which answers at once with nothing is left alone.
 IDLE = 0.05
+#: Seconds that the reading has to end before it is told again.
+CANCEL_AGAIN = 0.2
 #: Numbers that are left out when the view was not closed: more than a power cut can take.
 GAP = 100_000
 
@@ -330,10 +332,11 @@ class ViewEngine:
     async def close(self) -> None:
         """See :class:`gateway.routing.base.RoutingLayer`."""
         async with self._opening:
-            if self._reading is not None:
+            while self._reading is not None and not self._reading.done():
+                # More than once: a feed may swallow it, as wait_for does before Python 3.12.
                 self._reading.cancel()
-                await asyncio.gather(self._reading, return_exceptions=True)
-                self._reading = None
+                await asyncio.wait([self._reading], timeout=CANCEL_AGAIN)
+            self._reading = None
             await self._view.close()
             await self._feed.close()
             self._sorter.close()
@@ -406,7 +409,8 @@ class ViewEngine:
                 backoff.reset()
                 continue
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._again.wait(), backoff.next())
+                async with asyncio.timeout(backoff.next()):
+                    await self._again.wait()
 
     async def _step(self) -> bool:
         """Take the feed's next chunk into the view; whether there was anything."""

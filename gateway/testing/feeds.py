@@ -60,7 +60,8 @@ class MemoryLog:
     async def changed(self) -> None:
         """Until somebody appends, or for as long as a feed waits."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), WAIT)
+            async with asyncio.timeout(WAIT):
+                await self._changed.wait()
 
 
 class MemoryFeed:

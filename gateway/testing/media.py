@@ -133,6 +133,9 @@ class OutageConformance(RoutingConformance):
         subscription = engine.follow(frozenset([EVERYTHING]), cursor)
         assert entries_of(await collect(subscription, 20, self.patience, live=True)) == entries[10:]
         await subscription.close()
+        # Not only this gateway has kept it.
+        there = await engines.open("there")
+        await eventually(lambda: self.holds(there, entries), self.patience)
 
     @staticmethod
     async def _deposited(engine: RoutingLayer, entries: Sequence[Entry]) -> bool:

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import pytest_asyncio
@@ -112,6 +113,9 @@ class RoutingConformance(ABC):
     many = 1500
     #: ``expire`` drops what expired (and does not leave that to the medium).
     expires = True
+    #: In which order a gateway that comes later finds what another deposited: that of the
+    #: ``log``, within each ``address``, or ``none``. Its own deposits have their order.
+    order: Literal["log", "address", "none"] = "log"
 
     @abstractmethod
     def world(self, folder: Path) -> AbstractAsyncContextManager[RoutingWorld]:
@@ -183,12 +187,13 @@ class RoutingConformance(ABC):
             make_entry(1),
             make_entry(2, vector=(0.125, -3.0), confidence=0.31),
             make_entry(3, outcomes=24),
+            make_entry(4, outcomes=100),
             make_entry(2**32 - 1, time=START + 9 * HOUR, ttl=0),
         ]
         await engine.deposit(deposited)
         assert await engine.query(Interest(ADDRESS)) == deposited[::-1]
         subscription = engine.follow(frozenset([EVERYTHING]))
-        assert entries_of(await collect(subscription, 4, self.patience)) == deposited
+        assert entries_of(await collect(subscription, 5, self.patience)) == deposited
         await subscription.close()
 
     # - query
@@ -526,6 +531,39 @@ class RoutingConformance(ABC):
         with pytest.raises(TimeoutError):
             await collect(subscription, 1, self.quiet)
         await subscription.close()
+
+    @pytest.mark.asyncio
+    async def test_a_gateway_that_comes_later_finds_everything_and_goes_on(
+        self, engines: Engines
+    ) -> None:
+        here = await engines.open("here")
+        entries = [
+            make_entry(number, fingerprint=(ADDRESS, SIBLING, STRANGER)[number * 7 % 3])
+            for number in range(self.many // 3 + 20)
+        ]
+        for start in range(0, self.many // 3, 100):
+            await here.deposit(entries[start : start + 100])
+        there = await engines.open("there")
+        subscription = there.follow(frozenset([EVERYTHING]))
+        batches = await collect(subscription, self.many // 3, self.patience)
+        for start in range(self.many // 3, len(entries), 5):
+            await here.deposit(entries[start : start + 5])
+        missing = len(entries) - len(entries_of(batches))
+        batches += await collect(subscription, missing, self.patience)
+        self.check_order(entries_of(batches), entries, self.order)
+        with pytest.raises(TimeoutError):
+            await collect(subscription, 1, self.quiet)
+        await subscription.close()
+
+    @staticmethod
+    def check_order(found: Sequence[Entry], entries: Sequence[Entry], order: str) -> None:
+        """Exactly these, each once, as far in their order as the engine has one."""
+        assert sorted(entry.id for entry in found) == sorted(entry.id for entry in entries)
+        if order == "log":
+            assert found == list(entries)
+        for address in {entry.fingerprint for entry in entries} if order == "address" else ():
+            of_it = [entry for entry in entries if entry.fingerprint == address]
+            assert [entry for entry in found if entry.fingerprint == address] == of_it
 
     @staticmethod
     async def holds(engine: RoutingLayer, entries: Sequence[Entry]) -> bool:

@@ -442,6 +442,29 @@ async def test_what_a_power_cut_took_is_not_skipped_by_older_cursors(tmp_path: P
         assert (await held(engine, cursor))[-12:] == entries(20, 12)
 
 
+async def test_it_closes_although_a_feed_swallows_being_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(MemoryLog(), tmp_path) as engine:
+        real, swallowed = engine._feed.fetch, 0
+
+        async def stubborn(after: bytes) -> Chunk:
+            nonlocal swallowed
+            try:
+                return await real(after)
+            except asyncio.CancelledError:
+                swallowed += 1
+                if swallowed > 2:
+                    raise
+                return Chunk((), after, True)
+
+        monkeypatch.setattr(engine._feed, "fetch", stubborn)
+        await asyncio.sleep(1.1)  # it fetches with that
+        async with asyncio.timeout(10):
+            await engine.close()
+    assert swallowed == 3
+
+
 @pytest.mark.usefixtures("hurried")
 async def test_a_feed_with_a_fault_is_said_and_survived(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
