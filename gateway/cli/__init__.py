@@ -114,6 +114,51 @@ def _copy(parser: ArgumentParser) -> None:
     )
 
 
+def _hub(parser: ArgumentParser) -> None:
+    parser.add_argument("engine", metavar="ENGINE", help="the URL of the engine to serve")
+    parser.add_argument(
+        "--tokens",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="who may ask: on each line a name, a token, and read where it may only read",
+    )
+    parser.add_argument(
+        "--listen",
+        default="127.0.0.1:8383",
+        metavar="HOST:PORT",
+        help="where to listen (default: 127.0.0.1:8383, this machine alone)",
+    )
+    parser.add_argument(
+        "--cert", type=Path, metavar="FILE", help="the certificate for TLS, with its chain, in PEM"
+    )
+    parser.add_argument(
+        "--key", type=Path, metavar="FILE", help="its key (default: in the same file)"
+    )
+    parser.add_argument(
+        "--fleet",
+        type=Path,
+        metavar="DIR",
+        help="the state folder of a gateway of the fleet: signatures are then checked, too",
+    )
+    parser.add_argument(
+        "--state",
+        type=Path,
+        metavar="DIR",
+        help="where relative paths of the engine begin (default: the working folder)",
+    )
+    parser.add_argument(
+        "--rate",
+        type=float,
+        default=1000,
+        metavar="N",
+        help="requests a second that one client may make (default: 1000)",
+    )
+    parser.add_argument(
+        "--keep", action="store_true", help="never drop what has expired: an archive"
+    )
+
+
 VERBS = (
     Verb(
         "init",
@@ -135,6 +180,13 @@ VERBS = (
         "gateway.cli.copying:copy",
         _copy,
         json=True,
+    ),
+    Verb(
+        "hub",
+        "serve a routing engine to other gateways",
+        "gateway.cli.hub:hub",
+        _hub,
+        config=False,
     ),
 )
 
