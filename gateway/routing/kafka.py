@@ -213,9 +213,7 @@ class _Writer:
             self._give_up()
             raise
         if failed or left:
-            if left or any(error.code() not in _PASSING for error in failed):
-                self._give_up()
-            self._trouble_with(failed)
+            self._fail(failed, left)
 
     def _produce(
         self,
@@ -245,18 +243,19 @@ class _Writer:
             left = producer.flush(SLICE)
         return left
 
-    def _trouble_with(self, failed: Sequence[KafkaError]) -> None:
+    def _fail(self, failed: Sequence[KafkaError], left: int) -> None:
         """:raises RoutingError: always."""
         worst = next((error for error in failed if error.code() not in _PASSING), None)
-        if worst is not None:
+        if left or worst is not None or not self._trouble.down:
+            self._give_up()
+        if not self._trouble.down and not self._stop.is_set():
             with contextlib.suppress(RoutingError):
                 self._topics.look()  # it may be a topic that is there no more
+        if worst is not None:
             raise self._trouble.of_error(worst)
-        raise self._trouble.error(
-            f"not acknowledged within {self._settings.timeout:g} s"
-            if failed or not self._stop.is_set()
-            else "closed"
-        )
+        if left and self._stop.is_set():
+            raise RoutingError(f"{self._settings.url}: closed")
+        raise self._trouble.error(f"not acknowledged within {self._settings.timeout:g} s")
 
     def _ready(self) -> Producer:
         if self._producer is None:

@@ -273,9 +273,13 @@ class Trouble:
 
     def error(self, problem: str) -> RoutingError:
         """What to raise where ``problem`` is what was noticed: its cause, if one is known."""
+        heard = {
+            KafkaError._SSL if "SSL routines" in text else code: text
+            for code, text in self._heard.items()
+        }
         for code, what, hint in _KINDS:
-            if code in self._heard:
-                detail = re.sub(r" \(after \d+ms in state \w+\)", "", self._heard[code])
+            if code in heard:
+                detail = re.sub(r" \(after \d+ms in state \w+\)", "", heard[code])
                 return RoutingError(f"{self.url}: {what}: {detail}", hint=hint)
         return RoutingError(f"{self.url}: {problem}", hint="is the broker up?")
 

@@ -14,8 +14,9 @@ import shutil
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from confluent_kafka import KafkaException, Message, Producer
@@ -29,6 +30,8 @@ from gateway.routing.kafka_topics import partition_of
 from gateway.testing import FeedWorld, RoutingWorld
 from gateway.testing.entries import ADDRESS
 from tests.routing.server import Server, free_port
+
+Suite = TypeVar("Suite")
 
 VERSION = "4.2.0"
 POM = f"""\
@@ -130,6 +133,7 @@ def jars() -> Path:
                 "-DincludeScope=runtime",
                 "-DoutputDirectory=jars",
             ],
+            check=False,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -147,8 +151,8 @@ def jars() -> Path:
 class Broker(Server):
     """A broker that is its own controller.
 
-    :param lines: more lines of its configuration, in which ``{login}`` and ``{tls}`` stand for
-        ports.
+    :param lines: more lines of its configuration.
+    :param listeners: security protocols of more listeners; ``ports`` has their ports.
     """
 
     program = "java"
@@ -185,9 +189,11 @@ class Broker(Server):
                     "offsets.topic.num.partitions=1",
                     "transaction.state.log.replication.factor=1",
                     "transaction.state.log.min.isr=1",
+                    # What was killed may come back at once.
+                    "broker.session.timeout.ms=1500",
+                    "broker.heartbeat.interval.ms=300",
                     "group.initial.rebalance.delay.ms=0",
-                    "log.initial.task.delay.ms=500",
-                    "log.retention.check.interval.ms=500",
+                    "log.index.size.max.bytes=65536",
                     *lines,
                     "",
                 )
@@ -245,3 +251,17 @@ class BrokerWorld(Medium):
         return open_engine(
             f"kafka://user:s3cret@127.0.0.1:{port}?sasl_mechanism=PLAIN", self.context("intruder")
         )
+
+
+def only(*names: str) -> Callable[[type[Suite]], type[Suite]]:
+    """Of a suite, these tests alone."""
+
+    def choose(suite: type[Suite]) -> type[Suite]:
+        inherited = [name for name in dir(suite) if name.startswith("test_")]
+        assert {*names} <= {*inherited}
+        for name in inherited:
+            if name not in names:
+                setattr(suite, name, None)
+        return suite
+
+    return choose
