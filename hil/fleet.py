@@ -108,8 +108,11 @@ class Fleet(Site):
         )
         return Node(load_node(path))
 
-    def adopt(self, node: Node, *stations: Station) -> None:
-        """Make a node one of the fleet without a word on the air. Before it runs."""
+    def adopt(self, node: Node, *stations: Station, gateways: bool = False) -> None:
+        """Make a node one of the fleet without a word on the air. Before it runs.
+
+        :param gateways: it knows their credentials, too.
+        """
         credential = issue(
             self.root,
             subject="field",
@@ -123,7 +126,11 @@ class Fleet(Site):
                 self.state(station.config.gateway.name) / "fleet.db", self.root.public
             )
             store.add(credential.raw, time.time())
+            known = store.credential(station.identity.kid)
             store.close()
+            if gateways and known is not None:
+                node.gateways.add(node.trust.add(known.raw, node.clock.known))
+                node.inbox.keep_credential(known.raw)
         node.trust.add(credential.raw, node.clock.known)
         node.inbox.keep_credential(credential.raw)
 
