@@ -35,6 +35,9 @@ pytest: setup-dev ## the tests; ARGS="-k outbox" chooses some
 	@sh tools/deps.sh mosquitto redis-server nats-server || true
 	@$(PY) -m pytest $(ARGS)
 
+hil: setup-dev ## the tests on two radios, real ones if they are plugged in; ARGS="--emulated": docs/hil.md
+	@$(PY) -m pytest hil $(HIL) $(ARGS)
+
 bench: ## measure; BENCH=name chooses one; results in build/bench/
 	@sh tools/setup.sh gateway,dev,bench || sh tools/setup.sh gateway,dev # without LXMF, then
 	@for bench in $(or $(subst -,_,$(BENCH)),$(BENCHES)); do echo "$$bench"; $(PY) -m tests.bench.$$bench || exit 1; done
