@@ -60,4 +60,4 @@ def test_the_page_s_engine_passes_the_suite(tmp_path: Path) -> None:
 
 def test_every_engine_is_in_the_table() -> None:
     rows = "".join(line for line in PAGE.splitlines(keepends=True) if line.startswith("| `"))
-    assert [scheme for scheme in schemes() if f"| `{scheme}:" not in rows] == []
+    assert [scheme for scheme in schemes() if f"`{scheme}:" not in rows] == []
