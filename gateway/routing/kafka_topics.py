@@ -66,7 +66,7 @@ class Topics:
         self._settings = settings
         self._trouble = trouble
         self._ours = re.compile(rf"{re.escape(settings.prefix)}\.([0-9a-f]{{16}}|{REST})")
-        self._memory = _Memory.of(settings.url, folder)
+        self._memory = Memory.of(settings.url, folder)
         self._lock = threading.RLock()
         self._admin: AdminClient | None = None
         self._brokers = 0
@@ -274,7 +274,7 @@ class Topics:
             raise self._trouble.of(error) from None
 
 
-class _Memory:
+class Memory:
     """What was known of the topics, from run to run, and what became of them.
 
     :param path: of its file; ``None``: it forgets with the process.
@@ -290,7 +290,7 @@ class _Memory:
             self._load(path)
 
     @classmethod
-    def of(cls, url: str, folder: Path | None) -> _Memory:
+    def of(cls, url: str, folder: Path | None) -> Memory:
         """The memory of a URL."""
         name = f"kafka-{hashlib.sha256(url.encode()).hexdigest()[:12]}.json"
         return cls(None if folder is None else folder / name)
