@@ -48,12 +48,15 @@ class QdrantEdgeEngine:
     """See :class:`gateway.routing.base.RoutingLayer`."""
 
     def __init__(self, url: EngineUrl, context: Context | None = None) -> None:
-        """:raises RoutingError: there is no path, or there is a host or an option.
-        :raises ModuleNotFoundError: the embedded engine is not installed.
+        """:raises RoutingError: there is no path, there is a host or an option, or the
+        embedded engine is not installed.
         """
         # Only the other process loads it: it takes 35 MB.
         if importlib.util.find_spec("qdrant_edge") is None:
-            raise ModuleNotFoundError("No module named 'qdrant_edge'", name="qdrant_edge")
+            raise RoutingError(
+                "qdrant+edge: the module qdrant_edge is missing",
+                hint="pip install 'qis-edge[qdrant-edge]'",
+            )
         url.only(())
         if url.hosts or not url.path:
             raise RoutingError(

@@ -12,6 +12,7 @@ once the shard is open.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import sys
@@ -30,6 +31,8 @@ from gateway.routing.qdrant_points import Between, Condition, Is
 
 #: The point that says whose shard it is, and which numbers were used.
 FACTS = 0
+#: The file that is locked.
+LOCK = "lock"
 #: Packets of the log that one slice gives.
 SLICE = 1000
 #: Points that one request of ``expire`` deletes.
@@ -51,7 +54,8 @@ class Shard:
         self.path = path
         self.refused = 0
         self._deleted = 0
-        self._shard = _open(path, wait)
+        self._lock = _lock(path, wait)
+        self._shard = _load_or_create(path)
         self.token, self.last = self._facts()
 
     def _facts(self) -> tuple[bytes, int]:
@@ -258,6 +262,7 @@ class Shard:
         """Sync and let go."""
         self._shard.flush()
         self._shard.close()
+        self._lock.close()
 
     # --- what was found ----------------------------------------------------------------
 
@@ -285,23 +290,30 @@ class Shard:
             self.refused = before  # they are counted when they are seen again
 
 
-def _open(path: Path, wait: float) -> qd.EdgeShard:
+def _lock(path: Path, wait: float) -> IO[bytes]:
+    """Hold the shard for this process. Qdrant's own lock comes too late: whoever opens a
+    shard that another has open damages it before he is refused.
+
+    :raises RuntimeError: another process holds it.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    held = (path / LOCK).open("ab")
     deadline = time.monotonic() + wait
     while True:
         try:
-            return _load_or_create(path)
-        except Exception as error:
-            if "WouldBlock" not in str(error):
-                raise
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
             if time.monotonic() > deadline:
+                held.close()
                 raise RuntimeError("in use by another process") from error
+        else:
+            return held
         time.sleep(0.05)
 
 
 def _load_or_create(path: Path) -> qd.EdgeShard:
     if (path / "edge_config.json").exists():
         return qd.EdgeShard.load(str(path))
-    path.mkdir(parents=True, exist_ok=True)
     config = qd.EdgeConfig(
         vectors={points.VECTOR: qd.EdgeVectorParams(points.SIZE, qd.Distance.Cosine)},
         # No graph: vectors are so short that to look at each is quick, and exact.

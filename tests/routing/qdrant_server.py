@@ -266,7 +266,8 @@ def main(path: str, port: str, key: str) -> None:
     server = Server(("127.0.0.1", int(port)), Handler)
     sys.stdout.write(f"{server.server_port}\n")
     sys.stdout.flush()
-    server.serve_forever()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    sys.stdin.read()  # it ends with whoever started it
 
 
 if __name__ == "__main__":

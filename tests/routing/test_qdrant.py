@@ -47,6 +47,7 @@ class Double:
         program = Path(__file__).with_name("qdrant_server.py")
         self._process = subprocess.Popen(
             [sys.executable, str(program), str(self._folder), str(self.port), KEY],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
         assert self._process.stdout is not None
