@@ -47,11 +47,16 @@ class DurableConformance(RoutingConformance):
             kept += await self._deposit_until_killed(engines.world, kill)
         assert kept
         engine = await engines.open()
+        wanted = {make_entry(number).id for number in kept}
+        await eventually(lambda: self._finds(engine, wanted), self.patience)
+        assert await engine.deposit([make_entry(number) for number in kept]) == 0
+
+    async def _finds(self, engine: RoutingLayer, wanted: set[bytes]) -> bool:
+        """Whether these are there, and nothing twice."""
         found = await engine.query(EVERYTHING, limit=100 * self.kills * 500)
         ids = [entry.id for entry in found]
         assert len(ids) == len(set(ids))
-        assert {make_entry(number).id for number in kept} <= set(ids)
-        assert await engine.deposit([make_entry(number) for number in kept]) == 0
+        return wanted <= set(ids)
 
     async def _deposit_until_killed(self, world: RoutingWorld, kill: int) -> list[int]:
         """The numbers of which the process said that they were deposited."""

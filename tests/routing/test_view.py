@@ -34,7 +34,7 @@ from gateway.testing.feeds import (
     MemoryFeedWorld,
     MemoryLog,
 )
-from qis_edge.core.errors import Reason, Refused, RoutingError
+from qis_edge.core.errors import Reason, Refused, RoutingError, StoreError
 from qis_edge.core.identity import Identity, PublicKey
 from qis_edge.core.packet import unpack
 
@@ -308,6 +308,34 @@ async def test_a_crash_between_log_and_view_doubles_nothing(
     assert log.published == 7
 
 
+async def test_a_view_that_cannot_be_written_gets_it_from_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(file: object, entries: Sequence[Entry]) -> int:
+        raise StoreError("the disk is full")
+
+    log = MemoryLog()
+    async with opened(log, tmp_path) as engine:
+        monkeypatch.setattr(view._ViewFile, "put", full)
+        assert await engine.deposit(entries(0, 5)) == 5
+        await has(engine, entries(0, 5))
+        assert await engine.deposit(entries(0, 5)) == 0
+    assert log.published == 5
+    assert "the disk is full" in caplog.text
+
+
+async def test_what_it_has_is_known_whether_it_was_looked_through_or_not(tmp_path: Path) -> None:
+    log = MemoryLog()
+    async with opened(log, tmp_path) as engine:
+        await engine.deposit(entries(0, 2100))
+    for _ in range(2):
+        async with opened(log, tmp_path) as engine:
+            assert await engine.deposit(entries(0, 2101)) in (0, 1)
+            await eventually(lambda: engine._view._filter.complete, 10)
+            assert await engine.deposit(entries(0, 2101)) == 0
+    assert log.published == 2101
+
+
 @pytest.mark.usefixtures("hurried")
 @pytest.mark.parametrize("answer_lost", [False, True])
 async def test_away_in_the_middle_of_a_publish(tmp_path: Path, answer_lost: bool) -> None:
@@ -432,6 +460,7 @@ async def test_what_a_power_cut_took_is_not_skipped_by_older_cursors(tmp_path: P
     before, after = tmp_path / "before", tmp_path / "after"
     async with opened(log, before) as engine:
         await engine.deposit(entries(0, 5))
+        assert await held(engine) == entries(0, 5)
         await asyncio.to_thread(shutil.copytree, before, after)
         log.append([entry.raw for entry in entries(5, 10)])
         await has(engine, entries(0, 15))
