@@ -125,6 +125,7 @@ class _Open:
     def __init__(self, settings: Settings, trouble: Trouble, topics: Topics) -> None:
         self.topics = topics
         self._stop = threading.Event()
+        self._url = settings.url
         self.publishing = asyncio.Lock()
         self.writer = _Writer(settings, trouble, topics, self._stop)
         self._reader = _Reader(settings, trouble, topics, self._stop)
@@ -134,6 +135,7 @@ class _Open:
 
     async def writes(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run on the publishing thread."""
+        self._check()
         return await self._writing(function, *args, **kwargs)
 
     async def fetch(self, after: Position) -> Chunk:
@@ -142,6 +144,7 @@ class _Open:
         What was read while something is being published is given once that is done: the
         view then has it already, in the order in which it was deposited.
         """
+        self._check()
         if self._fetching is None or self._fetching[0] != after:
             fresh = asyncio.create_task(self._reading(self._reader.fetch, after))
             fresh.add_done_callback(lambda job: job.cancelled() or job.exception())
@@ -156,6 +159,10 @@ class _Open:
         async with self.publishing:
             self._fetching = None
         return chunk
+
+    def _check(self) -> None:
+        if self._stop.is_set():
+            raise RoutingError(f"{self._url}: closed")
 
     async def close(self) -> None:
         """End the clients, then the threads."""
@@ -193,6 +200,8 @@ class _Writer:
 
         :raises RoutingError: one was not.
         """
+        if self._stop.is_set():
+            raise RoutingError(f"{self._settings.url}: closed")
         places = self._topics.places(entry.fingerprint for entry in entries)
         failed: list[KafkaError] = []
 
@@ -214,6 +223,7 @@ class _Writer:
             raise
         if failed or left:
             self._fail(failed, left)
+        self._trouble.over()
 
     def _produce(
         self,
@@ -368,11 +378,13 @@ class _Reader:
         for topic in known.values():
             mark = mark_of(topic.id)
             held = self._offsets.get(topic.name)
+            if held is not None and not held.mark:
+                held.mark = mark
             if held is None or held.mark != mark:
                 anew = anew or held is not None
                 self._offsets[topic.name] = held = Place(mark, [])
             held.offsets.extend([0] * (topic.partitions - len(held.offsets)))
-        for name in self._offsets.keys() - known.keys():
+        for name in self._offsets.keys() - known.keys() - {name for name, _ in self._assigned}:
             del self._offsets[name]
         if self._settings.group:
             if anew and self._assigned:
@@ -386,6 +398,8 @@ class _Reader:
         }
         if anew or wanted != self._assigned:
             self._assign(wanted)
+            for name in self._offsets.keys() - known.keys():
+                del self._offsets[name]
 
     def _assign(self, wanted: set[tuple[str, int]]) -> None:
         assert self._consumer is not None
@@ -404,11 +418,14 @@ class _Reader:
 
     def _given(self, _consumer: Consumer, places: list[TopicPartition]) -> None:
         """The group's coordinator gave these."""
-        wanted = {(place.topic, place.partition) for place in places}
-        if any(name not in self._topics.known for name, _ in wanted):
-            with contextlib.suppress(RoutingError):
-                self._look()
-        self._assign(wanted)
+        for place in places:
+            held = self._offsets.get(place.topic)
+            if held is None:
+                # The coordinator knew of it first.
+                held = self._offsets[place.topic] = Place(b"", [])
+                self._looked = 0.0
+            held.offsets.extend([0] * (place.partition + 1 - len(held.offsets)))
+        self._assign({(place.topic, place.partition) for place in places})
         self._joined = True
 
     def _taken(self, _consumer: Consumer, _places: list[TopicPartition]) -> None:
@@ -474,6 +491,7 @@ class Place:
     """Where a reader stands in a topic.
 
     :ivar mark: of the topic's id, 4 bytes: offsets of a topic that was made anew mean nothing.
+        Empty: not known yet.
     :ivar offsets: of the next record of each partition; 0: the beginning.
     """
 
@@ -499,13 +517,13 @@ def encode(offsets: Offsets, prefix: str) -> Position:
     What would not fit (of topics that others made) is left out: it is read again by a
     later process, which hurts nobody.
     """
-    if not any(any(held.offsets) for held in offsets.values()):
-        return b""
     places = {
         _suffix(name, prefix): [held.mark, *held.offsets]
         for name, held in sorted(offsets.items())
-        if any(held.offsets)
+        if held.mark and any(held.offsets)
     }
+    if not places:
+        return b""
     while len(position := cbor.dumps(places)) > MAX_POSITION:
         places.popitem()
     return position

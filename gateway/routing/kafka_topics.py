@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 DOMAIN = 8
 #: How long a call for metadata waits before it looks whether it waits in vain; seconds.
 SLICE = 0.5
+#: How long a broker may lag behind the others; seconds.
+LAG = 1.0
 
 
 class Topic(NamedTuple):
@@ -118,24 +120,32 @@ class Topics:
                 if self._ours.fullmatch(name) and topic.error is None and topic.partitions
             }
             ids = self._ids({*counts, *self._memory.topics}) if self._manages else {}
-            self.known = {
+            gone = [name for name in self._memory.topics if name in ids and ids[name] is None]
+            if gone:  # or a broker that lags behind: what is lost costs much, so ask again
+                time.sleep(LAG)
+                ids |= self._ids(gone)
+            there = {
                 name: Topic(name, ids.get(name) or "", count) for name, count in counts.items()
             }
+            still = {name: topic for name, topic in self.known.items() if ids.get(name) == topic.id}
+            self.known = {**still, **there}
             self._memory.note(metadata.cluster_id or "", ids)
             self.incarnation = self._memory.incarnation
 
     def _metadata(self) -> ClusterMetadata:
         deadline = time.monotonic() + self._settings.timeout
+        wait = SLICE
         while True:
             admin = self._admin
             if admin is None:
                 raise RoutingError(f"{self._settings.url}: not open")
             try:
-                return admin.list_topics(timeout=SLICE)
+                return admin.list_topics(timeout=wait)
             except KafkaException as error:
                 admin.poll(0)  # what its connections say
                 if self._trouble.down or time.monotonic() >= deadline:
                     raise self._trouble.of(error) from None
+                wait = max(min(2 * wait, deadline - time.monotonic()), SLICE)
 
     def _ids(self, names: Iterable[str]) -> dict[str, str | None]:
         """The id of each topic; ``None`` of one that certainly does not exist."""
@@ -191,23 +201,23 @@ class Topics:
 
         :raises RoutingError: one cannot be made.
         """
-        wanted = set(fingerprints)
-        names = self._names(wanted)
-        if any(name not in self.known for name in names.values()):
+        wanted, known = set(fingerprints), self.known
+        names = self._names(wanted, known)
+        if any(name not in known for name in names.values()):
             with self._lock:
                 self.look()
-                names = self._names(wanted)
+                names = self._names(wanted, self.known)
                 self._make({name for name in names.values() if name not in self.known})
-        found = {}
-        for fingerprint, name in names.items():
-            topic = self.known[name]
-            found[fingerprint] = topic, partition_of(fingerprint, topic.partitions)
-        return found
+                known = self.known
+        return {
+            fingerprint: (known[name], partition_of(fingerprint, known[name].partitions))
+            for fingerprint, name in names.items()
+        }
 
-    def _names(self, fingerprints: Iterable[bytes]) -> dict[bytes, str]:
+    def _names(self, fingerprints: Iterable[bytes], known: Mapping[str, Topic]) -> dict[bytes, str]:
         """The topic of each address: its domain's while the limit allows for one."""
         rest = f"{self._settings.prefix}.{REST}"
-        taken = {*self.known} - {rest}
+        taken = {*known} - {rest}
         names = {}
         for fingerprint in fingerprints:
             name = f"{self._settings.prefix}.{fingerprint[:DOMAIN].hex()}"

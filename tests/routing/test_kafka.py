@@ -90,7 +90,7 @@ class TestKafkaUrl(UrlConformance):
         ("kafka://a?prefix=a%20b", "prefix"),
         ("kafka://a?partitions=0", "partitions must be"),
         ("kafka://a?partitions=100&domains=64", "too many"),
-        ("kafka://a?compression=rar", "zstd"),
+        ("kafka://a?compression=rar", "lz4"),
         ("kafka://a?replication=many", "replication must be"),
         ("kafka://a?timeout=soon", "timeout must be"),
         ("kafka://a?rdkafka.acks=1", "engine's own"),
@@ -240,7 +240,7 @@ async def test_why_it_cannot_be_opened_is_said_within_seconds(host: str, words: 
 async def test_a_server_that_says_nothing_is_given_up() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         feed = KafkaFeed(EngineUrl.parse(f"kafka://127.0.0.1:{server.getsockname()[1]}?timeout=1"))
-        with pytest.raises(RoutingError, match="(not reached|imed out)"):
+        with pytest.raises(RoutingError, match="no answer"):
             await asyncio.wait_for(feed.open(), 10)
 
 
