@@ -48,6 +48,8 @@ PREFIX = "qis/routing"
 SHARDS = 64
 #: Packets that are brought into their order; where more are retained, part by part.
 MAX_SORTED = 50_000
+#: Packets that wait for the view; with more, the connection is ended and begun anew.
+MAX_WAITING = 4 * MAX_SORTED
 #: Bytes of the largest message: a packet, its topic and its properties have less than 800.
 LARGEST = 2048
 #: Messages on their way, or as many as the broker says.
@@ -221,7 +223,7 @@ class _Link:
 
     async def close(self) -> None:
         """Say goodbye. Idempotent."""
-        self._end("closed")
+        self.end("closed")
         client, self._client = self._client, None
         if client is not None:
             client.disconnect()
@@ -253,13 +255,14 @@ class _Link:
             if waiting.done():
                 return waiting.result()
             if not ended.done():
-                self._end(f"the broker does not answer for {PATIENCE:g} s")
+                self.end(f"the broker does not answer for {PATIENCE:g} s")
             raise RoutingError(f"{self._url}: {self._why}")
         finally:
             ended.cancel()
             waiting.cancel()
 
-    def _end(self, why: str) -> None:
+    def end(self, why: str) -> None:
+        """It is over."""
         if not self.ended.is_set():
             self._why = why
             self.ended.set()
@@ -275,7 +278,7 @@ class _Link:
         self._tell(self._settle, self._accepted, reason)
 
     def _on_disconnect(self, _: Any, __: Any, ___: Any, reason: ReasonCode, ____: Any) -> None:
-        self._tell(self._end, f"the connection ended: {reason}")
+        self._tell(self.end, f"the connection ended: {reason}")
 
     def _on_subscribe(self, _: Any, __: Any, mid: int, codes: list[ReasonCode], ___: Any) -> None:
         self._tell(self._acknowledged, mid, codes)
@@ -470,6 +473,10 @@ class MqttFeed:
         self._unsorted.clear()
 
     def _arrived(self, _: str, properties: Any, payload: bytes) -> None:
+        if len(self._unsorted) >= MAX_WAITING:
+            if self._reader is not None:
+                self._reader.end("more comes than can be taken")
+            return
         at = getattr(properties, "CorrelationData", b"")
         self._number += 1
         self._unsorted.append(_Message(at if len(at) == 8 else b"", self._number, payload))
