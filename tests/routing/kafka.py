@@ -16,7 +16,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import pytest
 from confluent_kafka import KafkaException, Message, Producer
@@ -33,6 +33,7 @@ from tests.routing.server import Server, free_port
 
 Suite = TypeVar("Suite")
 
+KAFKA_URL = os.environ.get("KAFKA_URL", "")
 VERSION = "4.2.0"
 POM = f"""\
 <project xmlns="http://maven.apache.org/POM/4.0.0">
@@ -109,6 +110,11 @@ def mock_cluster(brokers: int = 1) -> Iterator[str]:
 # --- the real thing ----------------------------------------------------------------------
 
 
+def lacking(what: str) -> NoReturn:
+    """Skip. Where ``KAFKA_URL`` names a cluster, nothing is amiss."""
+    pytest.skip(f"{'a broker to kill needs' if KAFKA_URL else 'needs'}: {what}, or KAFKA_URL")
+
+
 def jars() -> Path:
     """The folder with the broker's jars, fetched if need be; skips where that cannot be."""
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -117,7 +123,7 @@ def jars() -> Path:
         return folder
     maven = shutil.which("mvn")
     if maven is None:
-        pytest.skip("needs: Maven, or KAFKA_URL (sudo apt install maven)")
+        lacking("Maven (sudo apt install maven)")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as work:
         pom = Path(work) / "pom.xml"
@@ -140,9 +146,7 @@ def jars() -> Path:
             timeout=300,
         )
         if fetched.returncode:
-            pytest.skip(
-                f"needs: the Kafka broker, which Maven cannot fetch: {fetched.stdout[-500:]}"
-            )
+            lacking(f"the Kafka broker, which Maven cannot fetch: {fetched.stdout[-500:]}")
         with contextlib.suppress(FileExistsError, OSError):  # another run was as quick
             (Path(work) / "jars").rename(folder)
     return folder
@@ -162,7 +166,7 @@ class Broker(Server):
         self, folder: Path, lines: Sequence[str] = (), listeners: Sequence[str] = ()
     ) -> None:
         if shutil.which("java") is None:
-            pytest.skip("needs: Java 17, or KAFKA_URL (sudo apt install default-jre-headless)")
+            lacking("Java 17 (sudo apt install default-jre-headless)")
         self.jars = jars()
         super().__init__(folder)
         self.ports = {name: free_port() for name in ("CONTROLLER", *listeners)}

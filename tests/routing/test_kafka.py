@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import itertools
 import json
-import os
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -32,11 +31,10 @@ from gateway.testing import (
 )
 from qis_edge import Domain
 from qis_edge.core.errors import RoutingError
-from tests.routing.kafka import Medium, mock_cluster
+from tests.routing.kafka import KAFKA_URL, Medium, mock_cluster
 
 #: The cluster holds each fetch for as long as it is told, also when something comes.
 QUICK = "&rdkafka.fetch.wait.max.ms=20"
-KAFKA_URL = os.environ.get("KAFKA_URL", "")
 
 
 @pytest.fixture(scope="module")
