@@ -44,6 +44,8 @@ AHEAD = 24 * 3600 * TICKS
 EARLIEST = 1_767_225_600 * TICKS  # 2026-01-01T00:00:00Z
 #: Ids of points that are not fetched again.
 MAX_SEEN = 100_000
+#: Packets of our own that are not fetched.
+MAX_OWN = 20_000
 #: Packets that are not verified again.
 MAX_VERIFIED = 20_000
 #: Seconds for which the view answers queries after Qdrant did not.
@@ -66,7 +68,9 @@ class QdrantEngine(ViewEngine):
         self._verified = _Verified(context.accept)
         self._says = ""  # why Qdrant does not answer queries
         self._ask_at = 0.0  # when it is asked again; time.monotonic()
-        super().__init__(QdrantFeed(self._collection), context)
+        self._source = QdrantFeed(self._collection)
+        self._counting = asyncio.Lock()
+        super().__init__(self._source, context)
 
     async def close(self) -> None:
         """See :class:`gateway.routing.base.RoutingLayer`."""
@@ -76,7 +80,10 @@ class QdrantEngine(ViewEngine):
     async def deposit(self, entries: Sequence[Entry]) -> int:
         """See :class:`gateway.routing.base.RoutingLayer`."""
         self._verified.know(entries)
-        return await super().deposit(entries)
+        async with self._counting:
+            before = self._source.repeated
+            added = await super().deposit(entries)
+            return max(added - (self._source.repeated - before), 0)
 
     async def query(
         self,
@@ -228,6 +235,10 @@ class QdrantFeed:
         self._seen: OrderedDict[bytes, None] = OrderedDict()
         self._given: list[bytes] = []
         self._far_at: float | None = None
+        self._own: OrderedDict[bytes, bytes] = OrderedDict()
+        self._caught_up = False
+        #: Packets that were published and there already, while the view could not know.
+        self.repeated = 0
 
     @property
     def incarnation(self) -> str:
@@ -244,7 +255,9 @@ class QdrantFeed:
         """See :class:`gateway.routing.feed.Feed`."""
         self._pass = None
         self._seen.clear()
+        self._own.clear()
         self._far_at = None
+        self._caught_up = False
         await self._collection.close()
 
     async def size(self) -> int | None:
@@ -255,8 +268,13 @@ class QdrantFeed:
         """See :class:`gateway.routing.feed.Feed`."""
         stamp = max(_now(), self._last + 1)
         self._last = stamp + len(entries) - 1
+        own = {entry.id[: points.ID]: entry.raw for entry in entries}
+        there = [] if self._caught_up else await self._collection.packets(list(own))
         await self._collection.put(entries, stamp)
-        self._see(entry.id[: points.ID] for entry in entries)
+        self.repeated += sum(points.raw_of(one.payload) == own[one.id] for one in there)
+        self._own |= own
+        while len(self._own) > MAX_OWN:
+            self._own.popitem(last=False)
 
     async def fetch(self, after: Position) -> Chunk:
         """See :class:`gateway.routing.feed.Feed`."""
@@ -277,6 +295,7 @@ class QdrantFeed:
         if going is not None and going.position == after:
             self._see(self._given)
             self._given = []
+            self._caught_up = self._caught_up or self._far_at is not None
             return going
         self._given = []
         self._seen.clear()
@@ -300,8 +319,7 @@ class QdrantFeed:
         found = await self._collection.stamped(start, CHUNK_PACKETS, whole=start >= newest)
         fresh = [one for one in found if one.id not in self._seen or not one.id]
         if start < newest and fresh:
-            fresh = await self._collection.packets([one.id for one in fresh if one.id])
-            fresh.sort(key=lambda one: one.stamp)
+            fresh = await self._fetched(fresh)
         end = len(found) < CHUNK_PACKETS
         limit = _limit()
         newest = max([newest, *(one.stamp for one in found if one.stamp <= limit)])
@@ -319,8 +337,15 @@ class QdrantFeed:
             position = newest.to_bytes(8) + self._number.to_bytes(4)
         self._given += [one.id for one in fresh]
         self._pass = _Pass(position, newest, at, far=far)
-        raws = tuple(points.raw_of(one.payload) or b"" for one in fresh)
+        raws = tuple(self._own.get(one.id) or points.raw_of(one.payload) or b"" for one in fresh)
         return Chunk(raws, position, end), self._pass
+
+    async def _fetched(self, found: Sequence[Found]) -> list[Found]:
+        """With their packets, but for our own, which are at hand."""
+        ids = [one.id for one in found if one.id and one.id not in self._own]
+        fetched = await self._collection.packets(ids) if ids else []
+        own = [one for one in found if one.id in self._own]
+        return sorted([*own, *fetched], key=lambda one: one.stamp)
 
 
 class _Pass:

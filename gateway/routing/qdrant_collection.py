@@ -296,18 +296,18 @@ class Collection:
                 using=points.VECTOR,
                 query_filter=chosen,
                 search_params=exact,
-                limit=limit,
+                limit=limit + 1,
             )
         )
         found = best.points
-        if len(found) == limit:
+        if len(found) > limit and found[limit - 1].score - found[limit].score < points.NEAR:
             among = models.Prefetch(
                 query=target,
                 using=points.VECTOR,
                 filter=chosen,
                 params=exact,
                 limit=max(TIES, limit),
-                score_threshold=found[-1].score - points.NEAR,
+                score_threshold=found[limit - 1].score - points.NEAR,
             )
             newest = models.OrderBy(key="order", direction=models.Direction.DESC)
             ties = await self._call(
@@ -338,6 +338,7 @@ class Collection:
 
     async def packets(self, ids: Sequence[bytes]) -> list[Found]:
         """These, as far as they are there."""
+        await self._make()
         found = await self._call(
             lambda client: client.retrieve(
                 self.name, [str(UUID(bytes=one)) for one in ids], with_payload=["raw", "stamp"]

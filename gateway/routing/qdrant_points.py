@@ -33,7 +33,7 @@ ID = 16
 WORDS = ((0, 32), (32, 64), (64, 112), (112, 160), (160, 208), (208, 256))
 #: What of the payload is indexed, and as what. The rest only narrows what these found.
 KEYWORDS = ("address", "domain")
-INTEGERS = ("bits64", "order", "expires")
+INTEGERS = ("bits64", "order", "expires", "confidence", "length")
 #: Cosines (of single precision in Qdrant) this near to one another are taken for equal
 #: until they were calculated anew.
 NEAR = 1e-6

@@ -41,7 +41,7 @@ EXPIRE_SLICE = 1000
 TIDY_LEAST = 20_000
 TIDY_SHARE = 0.3
 #: Candidates among which the newest of equally near are looked for.
-TIES = 100_000
+TIES = 10_000
 #: A packet as it travels between the two processes: the fields of an ``Entry``.
 Row = list[Any]
 
@@ -171,17 +171,17 @@ class Shard:
         chosen, exact = _filter(conditions), qd.SearchParams(exact=True)
         found = self._shard.query(
             qd.QueryRequest(
-                limit=limit, query=query, filter=chosen, params=exact, with_payload=True
+                limit=limit + 1, query=query, filter=chosen, params=exact, with_payload=True
             )
         )
         by_id = {str(point.id): point for point in found}
-        if len(found) == limit:
+        if len(found) > limit and found[limit - 1].score - found[limit].score < points.NEAR:
             among = qd.Prefetch(
                 limit=max(TIES, limit),
                 query=query,
                 filter=chosen,
                 params=exact,
-                score_threshold=found[-1].score - points.NEAR,
+                score_threshold=found[limit - 1].score - points.NEAR,
             )
             newest = qd.OrderBy("order", qd.Direction.Desc)
             ties = self._shard.query(
