@@ -44,7 +44,7 @@ class Post:
         self._link = link
         self._shared = link.shared
         #: Seconds within which an answer is not said twice, and a greeting is of use.
-        self._repeat = link.cadence.patience / 2
+        self._repeat = link.cadence.patience / 10
         self._lasts = 0.4 * link.cadence.patience if self._shared else math.inf
         self._answers: OrderedDict[object, _Letter] = OrderedDict()
         self._packets: deque[_Letter] = deque()

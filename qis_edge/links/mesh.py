@@ -366,16 +366,24 @@ class MeshLink:
 
     async def _pump(self) -> None:
         while True:
-            waits = [asyncio.ensure_future(w.changed()) for w in (self.client, self._poked)]
             try:
-                self._look()
-                until = await self._send_some()
-                self._tell()
-                timeout = None if until is None else max(0.0, until - self.now()) / self._rate
-                await asyncio.wait(waits, timeout=timeout, return_when="FIRST_COMPLETED")
-            finally:
-                for wait in waits:
-                    wait.cancel()
+                await self._turn()
+            except Exception:  # what is wrong with one frame must not end the link
+                log.exception("%s: internal error", self.name)
+                await asyncio.sleep(1.0)
+
+    async def _turn(self) -> None:
+        """Send what may go, and wait for a reason to look again."""
+        waits = [asyncio.ensure_future(w.changed()) for w in (self.client, self._poked)]
+        try:
+            self._look()
+            until = await self._send_some()
+            self._tell()
+            timeout = None if until is None else max(0.0, until - self.now()) / self._rate
+            await asyncio.wait(waits, timeout=timeout, return_when="FIRST_COMPLETED")
+        finally:
+            for wait in waits:
+                wait.cancel()
 
     def _look(self) -> None:
         """Whether the radio came, went, or began anew."""
@@ -514,7 +522,10 @@ class MeshLink:
                 heard = await self.client.receive()
                 while len(self._waiting) >= _WAITING:
                     await self._taken.changed()
-                self._hear(heard)
+                try:
+                    self._hear(heard)
+                except Exception:
+                    log.exception("%s: internal error with %s", self.name, heard.payload.hex())
 
     def _hear(self, heard: Heard) -> None:
         stats = self._stats

@@ -275,6 +275,7 @@ class Inbound:
         before = gateway.epoch
         if not before:
             gateway.epoch = greeting.epoch
+            self._uplink.met()
         if gateway.epoch == greeting.epoch:
             return False
         await self._disk(self._inbox.forget_cursors, gateway.kid)

@@ -115,6 +115,12 @@ class Uplink:
         self._filling.ended = True
         self.poke()
 
+    def met(self) -> None:
+        """A gateway is met for the first time: receipts of it that came before could not be
+        checked. Where they come only when asked for, it is asked again."""
+        if self.link.shared:
+            self.way.reopen()
+
     def heard(self, gateway: bytes) -> None:
         """A gateway said something authentic."""
         self.way.heard(gateway)
