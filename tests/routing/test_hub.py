@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import signal
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -30,6 +31,7 @@ from gateway.testing.entries import ADDRESS, STRANGER, accept, entries_of
 from qis_edge.core.cbor import dumps
 from qis_edge.core.errors import KeyFileError, Reason, Refused, RoutingError
 from qis_edge.core.identity import Identity
+from tests.cli.kit import command
 from tests.routing.hub import READER, TOKEN, HubProcess
 
 
@@ -510,3 +512,77 @@ def test_what_is_said_is_understood(address: bytes, bits: int, vector: list[floa
     report = wire.Report("x", True, None, "", False)
     assert wire.Report.decode(report.encode()) == report
     assert wire.Receipt.decode(wire.Receipt(3, ((1, 2),)).encode()) == wire.Receipt(3, ((1, 2),))
+
+
+# --- the command ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--listen", "0.0.0.0:8383"], "tokens would travel in the clear"),
+        (["--listen", "here"], "not an address and port"),
+        (["--key", "k.pem"], "needs --cert"),
+        (["--rate", "0"], "--rate"),
+        (["--fleet", "/nonexistent"], "there is no /nonexistent/fleet.toml"),
+        (["--cert", "/nonexistent"], "the certificate /nonexistent cannot be used"),
+        (["--tokens", "/nonexistent"], "/nonexistent cannot be read"),
+    ],
+)
+def test_what_is_wrong_with_a_command_is_said(
+    tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    tokens = ["--tokens", str(tokens_of(tmp_path)), "--listen", "127.0.0.1:0"]
+    done = command("gateway", "hub", "sqlite:x.db", *tokens, "--state", str(tmp_path), *arguments)
+    assert done.returncode != 0
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert TOKEN not in done.stderr
+
+
+async def test_a_hub_ends_in_good_order_with_polls_under_way(tmp_path: Path) -> None:
+    hub = HubProcess(tmp_path)
+    hub.start()
+    try:
+        async with client(hub.url) as engine:
+            subscription = engine.follow(frozenset([EVERYTHING]))
+            await collect(subscription, 0, 10, live=True)
+            waiting = asyncio.ensure_future(anext(aiter(subscription)))
+            await asyncio.sleep(0.2)  # it is held back over there
+            began = time.monotonic()
+            assert await asyncio.to_thread(hub.stop) == 0
+            assert time.monotonic() - began < 8
+            with pytest.raises(RoutingError):
+                await asyncio.wait_for(waiting, 10)
+            await asyncio.to_thread(hub.start)
+            fresh = make_entry(9, time=int(time.time()))
+            await engine.deposit([fresh])
+            assert entries_of(await collect(subscription, 1, 10)) == [fresh]
+            await subscription.close()
+        assert "Traceback" not in hub.log()
+    finally:
+        hub.kill()
+
+
+async def test_a_signal_has_it_read_its_tokens_again(tmp_path: Path) -> None:
+    hub = HubProcess(tmp_path)
+    hub.start()
+    place = f"http://127.0.0.1:{hub.port}"
+    other = "another-token-of-the-same-one"
+    try:
+        assert hub.process is not None
+        hub.tokens.write_text("nonsense\n")
+        hub.process.send_signal(signal.SIGHUP)
+        await eventually(lambda: "line 1" in hub.log(), 10)
+        assert (await ask(place, "/v1/status"))[0] == 200
+        hub.tokens.write_text(f"base {other}\n")
+        hub.process.send_signal(signal.SIGHUP)
+
+        async def changed() -> bool:
+            return (await ask(place, "/v1/status", token=other))[0] == 200
+
+        await eventually(changed, 10)
+        assert (await ask(place, "/v1/status"))[0] == 401
+        assert other not in hub.log()
+    finally:
+        hub.kill()
