@@ -284,15 +284,15 @@ class Hub:
     async def _status(self, _: web.Request) -> web.Response:
         found = await self._engine.status()
         says = [self._away or found.detail] if self._away or found.detail else []
-        dropped = self.refused + found.refused
-        if dropped:
-            says.append(f"{dropped} packets refused")
+        if self.refused:
+            says.append(f"{self.refused} packets refused")
         report = wire.Report(
             self._incarnation(),
             found.ok and not self._away,
             found.packets,
             "; ".join(says)[: wire.MAX_DETAIL],
             found.behind,
+            found.refused,
         )
         return _answer(report.encode())
 

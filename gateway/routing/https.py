@@ -372,7 +372,7 @@ class HttpsEngine:
             self.url,
             report.ok,
             report.packets,
-            refused=refused,
+            refused=refused + report.refused,
             detail="; ".join(says),
             behind=report.behind,
         )

@@ -162,6 +162,7 @@ class Report(NamedTuple):
     packets: int | None
     detail: str = ""
     behind: bool = False
+    refused: int = 0
 
     def encode(self) -> bytes:
         """As an answer's body."""
@@ -179,6 +180,7 @@ class Report(NamedTuple):
             found.optional("packets"),
             found.text("detail", MAX_DETAIL),
             found.flag("behind"),
+            found.number("refused", _FAR),
         )
 
 

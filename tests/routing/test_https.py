@@ -9,6 +9,7 @@ from pathlib import Path
 from gateway.testing import (
     DurableConformance,
     LoginConformance,
+    MediumConformance,
     RoutingWorld,
     SpoolConformance,
     UrlConformance,
@@ -16,7 +17,7 @@ from gateway.testing import (
 from tests.routing.hub import HubWorld
 
 
-class TestHub(DurableConformance, LoginConformance, SpoolConformance):
+class TestHub(DurableConformance, MediumConformance, LoginConformance, SpoolConformance):
     expires = False  # the hub does it, by its own clock
 
     @contextlib.asynccontextmanager
