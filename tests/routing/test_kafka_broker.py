@@ -325,3 +325,46 @@ async def test_tls_checks_both_sides(
         with pytest.raises(RoutingError) as caught:
             await asyncio.wait_for(wrong.open(), PATIENCE)
         assert "TLS" in str(caught.value)
+
+
+async def test_killed_in_mid_stream_it_loses_nothing_that_it_acknowledged(
+    world: BrokerWorld, broker: Broker
+) -> None:
+    entries = entries_at(many_addresses(), 3000)
+    acknowledged: list[bytes] = []
+    followed: set[bytes] = set()
+
+    async def publish(feed: KafkaFeed) -> None:
+        for start in range(0, len(entries), 50):
+            part = entries[start : start + 50]
+            while True:
+                with contextlib.suppress(RoutingError):
+                    await feed.publish(part)
+                    break
+            acknowledged.extend(entry.raw for entry in part)
+            await asyncio.sleep(0.01)
+
+    async def follow(feed: KafkaFeed) -> None:
+        after = b""
+        while len(followed) < len(entries):
+            with contextlib.suppress(RoutingError):
+                chunk = await feed.fetch(after)
+                followed.update(chunk.raws)
+                after = chunk.position
+
+    async with feeding(world) as here, feeding(world) as there, asyncio.timeout(2 * PATIENCE):
+        following = asyncio.create_task(follow(there))
+        publishing = asyncio.create_task(publish(here))
+        await eventually(lambda: len(acknowledged) > 500, PATIENCE)
+        broker.kill()
+        assert len(acknowledged) < len(entries)
+        await asyncio.to_thread(broker.start)
+        await publishing
+        await following
+    assert followed == {*acknowledged}
+    async with feeding(world) as late:
+        found, _ = await read(late, count=len(entries))
+    # Of each address the order is kept, too; what was said again may come twice.
+    for address in many_addresses(3):
+        expected = [entry.raw for entry in entries if entry.fingerprint == address]
+        assert [raw for raw in dict.fromkeys(found) if raw in {*expected}] == expected
