@@ -126,6 +126,8 @@ def asked(caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest) -> I
 
 @pytest.mark.usefixtures("asked")
 class TestQdrant(DurableConformance, MediumConformance, SpoolConformance, LoginConformance):
+    patience = 30.0
+
     @pytest.fixture(autouse=True)
     def on(self, double: Double) -> None:
         self.double = double

@@ -80,6 +80,8 @@ class EdgeWorld(RoutingWorld):
 
 
 class TestQdrantEdge(DurableConformance, MediumConformance, SpoolConformance):
+    patience = 60.0  # each deposit waits for the disk, which others keep busy
+
     @pytest.fixture(autouse=True)
     def brief(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(qdrant_edge, "FIRST_WAIT", 3.0)
@@ -167,23 +169,22 @@ async def test_the_shards_process_is_killed_in_the_middle(tmp_path: Path) -> Non
         for kill in range(3):
             entries = [make_entry(kill * 1000 + number) for number in range(300)]
 
-            async def deposit(entries: list[Entry]) -> None:
+            async def deposit(entries: list[Entry], delay: float) -> None:
                 for start in range(0, 300, 10):
+                    if start == 90:
+                        process = process_of(tmp_path)._process
+                        assert process is not None
+                        asyncio.get_running_loop().call_later(delay, process.kill)
                     await engine.deposit(entries[start : start + 10])
                     kept.extend(entries[start : start + 10])
 
-            depositing = asyncio.create_task(deposit(entries))
-            await asyncio.sleep(0.05 + 0.03 * kill)
-            process = process_of(tmp_path)._process
-            assert process is not None
-            process.kill()
             with pytest.raises(RoutingError, match="signal 9"):
-                await depositing
-            followed += entries_of(await collect(subscription, 1, 15))
+                await deposit(entries, 0.005 * kill)
+            followed += entries_of(await collect(subscription, 90, 60))
             # The depositor says it again; it is started again.
             await engine.deposit(entries)
             kept.extend(entry for entry in entries if entry not in kept)
-        batches = await collect(subscription, 900 - len(followed), 15)
+        batches = await collect(subscription, 900 - len(followed), 60)
         assert sorted([*followed, *entries_of(batches)]) == sorted(kept)
         await subscription.close()
         assert set(await engine.query(EVERYTHING, limit=2000)) == set(kept)
