@@ -63,7 +63,6 @@ ENGINES = {
     "mqtt": "tests.bench.engines.mqtt:mqtt",
     "qdrant": "tests.bench.engines.qdrant:qdrant",
     "qdrant+edge": "tests.bench.engines.qdrant_edge:qdrant_edge",
-    "dht": "tests.bench.engines.dht:dht",
     "https": "tests.bench.engines.https:https",
 }
 FLOORS = {"deposit_ratio": 0.6, "replay_ratio": 0.5}
@@ -71,10 +70,14 @@ LIMITS = {"deposit_latency_ratio": 2.0, "query_ratio": 2.0}
 
 
 def packets() -> list[Entry]:
-    """Signed ones, enough for everything; the last are for single deposits."""
+    """Signed ones of the last hours, enough for everything; the last are for single deposits."""
+    count = BATCH * BATCHES + SINGLES
+    first = int(time.time()) - 5 * count
     return [
-        make_entry(number, fingerprint=ADDRESSES[number % len(ADDRESSES)])
-        for number in range(BATCH * BATCHES + SINGLES)
+        make_entry(
+            number, fingerprint=ADDRESSES[number % len(ADDRESSES)], time=first + 5 * number, ttl=720
+        )
+        for number in range(count)
     ]
 
 
