@@ -45,7 +45,7 @@ def hub(args: argparse.Namespace) -> int:
         with contextlib.ExitStack() as opened:
             fleet = opened.enter_context(_opened(args.fleet)) if args.fleet else None
             accept = Entry.parse if fleet is None else checker(fleet)
-            engine = open_engine(args.engine, Context(accept, args.state, "hub"))
+            engine = open_engine(args.engine, Context(accept, args.state or Path(), "hub"))
             tokens = serving.Tokens(args.tokens)
             made = serving.Hub(engine, tokens, accept, rate=args.rate, keep=args.keep)
             certificate = serving.Certificate(args.cert, args.key) if args.cert else None
