@@ -90,8 +90,6 @@ class OnBroker:
 
 
 @only(
-    "test_what_is_published_comes_in_its_order",
-    "test_two_publish_and_both_read_everything",
     "test_it_outlives_its_clients",
     "test_its_size_is_about_right",
 )
