@@ -162,8 +162,7 @@ class NatsFeed:
         found, self._client = self._client, None
         self._checked, self._reader = False, None
         if found is not None:
-            with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
-                await found.close()
+            await _close(found)
 
     @contextlib.asynccontextmanager
     async def _reaching(self) -> AsyncIterator[None]:
@@ -209,6 +208,7 @@ class NatsFeed:
 
     async def _connect(self) -> Client:
         problem: Exception | None = None
+        tls = self._tls.context() if self._tls is not None else None
         self._connecting = True
         for server in self._servers:
             self._said = ""
@@ -224,7 +224,7 @@ class NatsFeed:
                         disconnected_cb=self._gone,
                         closed_cb=self._gone,
                         ping_interval=20,
-                        tls=self._tls.context() if self._tls is not None else None,
+                        tls=tls,
                         **self._login,
                     ),
                     PATIENCE,
@@ -238,8 +238,7 @@ class NatsFeed:
                 return made
             except (nats.errors.Error, OSError, TimeoutError) as error:
                 problem = error
-                with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
-                    await made.close()
+                await _close(made)
         assert problem is not None
         raise problem
 
@@ -493,8 +492,8 @@ class _Answers:
         except ValueError:
             answer = {}
         seq = answer.get("seq") if isinstance(answer, dict) else None
-        if not isinstance(seq, int):
-            problem = answer.get("error") if isinstance(answer, dict) else None
+        problem = answer.get("error") if isinstance(answer, dict) else None
+        if problem or not isinstance(seq, int):
             self.problem = str((problem or {}).get("description") or "there is no such stream")
         elif seq > self.last:
             self.last, self.which = seq, int(number)
@@ -508,6 +507,13 @@ class NatsEngine(ViewEngine):
 
     def __init__(self, url: EngineUrl, context: Context) -> None:
         super().__init__(NatsFeed(url, context), context)
+
+
+async def _close(client: Client) -> None:
+    """Not for ever: after a TLS handshake that failed, the client waits for a farewell."""
+    with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
+        async with asyncio.timeout(1):
+            await client.close()
 
 
 def _login(url: EngineUrl) -> dict[str, Any]:
