@@ -110,6 +110,7 @@ class _Link:
         self._born = born
         self._loop = asyncio.get_running_loop()
         self._client: _Client | None = None
+        self._sock: socket.socket | None = None
         self._accepted: asyncio.Future[ReasonCode] = self._loop.create_future()
         self._acked: dict[int, asyncio.Future[list[ReasonCode]]] = {}
         self._marks: dict[bytes, asyncio.Event] = {}
@@ -130,6 +131,7 @@ class _Link:
             sock = await dial_aside(self._settings)
         except LinkError as error:
             raise RoutingError(f"{self._url}: {error}", hint=error.hint) from error
+        self._sock = sock
         self._client = client = _Client(
             sock,
             client_id=self._id,
@@ -225,9 +227,14 @@ class _Link:
         """Say goodbye. Idempotent."""
         self.end("closed")
         client, self._client = self._client, None
-        if client is not None:
-            client.disconnect()
-            await asyncio.to_thread(client.loop_stop)
+        sock, self._sock = self._sock, None
+        try:
+            if client is not None:
+                client.disconnect()
+                await asyncio.to_thread(client.loop_stop)
+        finally:  # paho's thread may have ended without
+            if sock is not None:
+                sock.close()
 
     def _ready(self) -> _Client:
         if self._client is None or self.ended.is_set():
