@@ -62,6 +62,7 @@ def test_the_short_demonstration(tmp_path: Path) -> None:
         ("memory:", "memory: is gone with the gateway's process, so nobody can count"),
         ("sqlight:routing.db", "no routing engine is called 'sqlight'"),
         ("sqlite:", "must name a file"),
+        ("mqtt://127.0.0.1", "the broker forgets what has expired"),
     ],
 )
 def test_an_engine_that_will_not_do_is_refused_before_anything_is_touched(

@@ -247,6 +247,11 @@ def checked(engine: str) -> str:
             f"{shown} is gone with the gateway's process, so nobody can count what it held",
             hint=f"take another engine, such as {ENGINE}",
         )
+    if shown.startswith("mqtt") and "keep=" not in shown:
+        raise RoutingError(
+            f"{shown}: the broker forgets what has expired, and the readings are of 2013",
+            hint="add the option keep=yes to the URL",
+        )
     return shown
 
 
