@@ -209,7 +209,8 @@ class Answering:
         while self._through < position and (left := deadline - time.monotonic()) > 0:
             self._advanced.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._advanced.wait(), left)
+                async with asyncio.timeout(left):
+                    await self._advanced.wait()
 
     def _say(self, words: Words, origin: Origin, item: _Item, decision: _Decision) -> None:
         match decision:

@@ -142,7 +142,8 @@ class ControlServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
             try:
-                line = await asyncio.wait_for(reader.readline(), IDLE)
+                async with asyncio.timeout(IDLE):
+                    line = await reader.readline()
             except ValueError:  # longer than the limit
                 writer.write(_line(_failure("the request is too long")))
                 await writer.drain()
@@ -150,7 +151,8 @@ class ControlServer:
             if not line:
                 return
             writer.write(_line(await self._answer(line)))
-            await asyncio.wait_for(writer.drain(), IDLE)
+            async with asyncio.timeout(IDLE):
+                await writer.drain()
 
     async def _answer(self, line: bytes) -> dict[str, Any]:
         try:

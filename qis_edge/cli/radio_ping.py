@@ -143,7 +143,8 @@ class _FirstTry:
                 cause = f"{client.name}: {client.stats.last_error}"
                 raise LinkError(cause, hint="is it a radio with Meshtastic's firmware?")
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(client.changed(), _LOOK)
+                async with asyncio.timeout(_LOOK):
+                    await client.changed()
 
 
 def _hint(error: LinkError) -> str | None:

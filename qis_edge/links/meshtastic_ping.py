@@ -206,7 +206,8 @@ class Voice:
 
     async def _changed(self) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.client.changed(), _LOOK)
+            async with asyncio.timeout(_LOOK):
+                await self.client.changed()
 
     def _telemetry(self, told: Telemetry) -> None:
         self.budget.channel(told.channel_utilization / 100, self.now())
@@ -321,7 +322,8 @@ class Pinger:
             waits.append(max(0.0, deadline - now))
         self._poked.clear()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._poked.wait(), min(waits))
+            async with asyncio.timeout(min(waits)):
+                await self._poked.wait()
         self._notice()
 
     def _notice(self) -> None:
@@ -391,7 +393,8 @@ class Answerer:
             due = self._echo.next_deadline()
             wait = None if due is None else max(0.0, due - self._voice.now())
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._poked.wait(), wait)
+                async with asyncio.timeout(wait):
+                    await self._poked.wait()
             return
         await self._voice.say(pong)
         self.answered += 1

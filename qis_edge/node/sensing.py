@@ -145,7 +145,8 @@ class Sensing:
         to itself."""
         for one in self._running:
             try:
-                await asyncio.wait_for(one.worker(one.sensor.close), CLOSING)
+                async with asyncio.timeout(CLOSING):
+                    await one.worker(one.sensor.close)
             except Exception as error:  # noqa: BLE001 - a driver's fault is no reason to stay
                 log.debug("sensor %s: %s", one.name, error or "does not close")
             one.worker.close(0)

@@ -145,7 +145,8 @@ class Timekeeper:
         last = now = self.now()
         while last <= now < when and not stepped.is_set():
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stepped.wait(), min(self.real(when - now), _LOOK))
+                async with asyncio.timeout(min(self.real(when - now), _LOOK)):
+                    await stepped.wait()
             last, now = now, self.now()
 
 
