@@ -351,9 +351,10 @@ def test_no_secret_is_repeated() -> None:
         with pytest.raises(ConfigError) as error:
             node(f'[links.mqtt]\nurl = "{url}"\n')
         assert secret not in str(error.value)
-    with pytest.raises(ConfigError) as error:
-        loads(GatewayConfig, GATEWAY + f'[routing]\nengines = ["redis://:{secret}@h"]', Path("c"))
-    assert secret not in str(error.value)
+    for url in (f"redix://:{secret}@h", f"redis://:{secret}@h?nothing=1", f"redis://:{secret}@:x"):
+        with pytest.raises(ConfigError) as error:
+            loads(GatewayConfig, GATEWAY + f'[routing]\nengines = ["{url}"]', Path("c"))
+        assert secret not in str(error.value)
 
 
 # --- priorities ----------------------------------------------------------------------------
