@@ -39,17 +39,17 @@ hil: setup-dev ## the tests on two radios, real ones if they are plugged in; ARG
 	@$(PY) -m pytest hil $(HIL) $(ARGS)
 
 bench: ## measure; BENCH=name chooses one; results in build/bench/
-	@sh tools/setup.sh gateway,dev,bench || sh tools/setup.sh gateway,dev # without LXMF, then
+	@sh tools/setup.sh gateway,mesh,dev,bench || sh tools/setup.sh gateway,mesh,dev # without LXMF, then
 	@for bench in $(or $(subst -,_,$(BENCH)),$(BENCHES)); do echo "$$bench"; $(PY) -m tests.bench.$$bench || exit 1; done
 
 deps: ## install what only root can: python3-venv, mosquitto, redis, nats
 	@sh tools/deps.sh
 
 setup:
-	@sh tools/setup.sh gateway
+	@sh tools/setup.sh gateway,mesh
 
 setup-dev:
-	@sh tools/setup.sh gateway,dev
+	@sh tools/setup.sh gateway,mesh,dev
 
 clean: ## remove everything made here, .venv too
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage

@@ -2,7 +2,7 @@
 # Make .venv and install the project into it, editable, with the extras named. Instant when nothing
 # changed since: pyproject.toml, the folder and the interpreter are noted beside what was installed.
 #
-#     sh tools/setup.sh gateway[,dev[,bench]]
+#     sh tools/setup.sh gateway,mesh[,dev[,bench]]
 set -eu
 cd "$(dirname "$0")/.."
 
