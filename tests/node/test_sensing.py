@@ -201,8 +201,9 @@ async def test_an_outcome_waits_for_the_disk(tmp_path: Path) -> None:
     async with sensing(node):
         await until(lambda: stats_of(node).made >= 6)
         own = [one.time for _, one in await node.disk(node.inbox.own)]
+        made = stats_of(node).made
     assert own == list(range(own[0], own[-1] + 3600, 3600))  # none was left out
-    assert stats_of(node).made == len(own)
+    assert 0 <= made - len(own) <= 2  # some may be made, and not kept for comparison yet
 
 
 async def test_what_the_inbox_does_not_take_is_only_compared_less(tmp_path: Path) -> None:
