@@ -61,7 +61,9 @@ async def lose_the_broker(
 ) -> None:
     async with site(folder, url, pace=0.05) as here:
         station = here.station(links=links)
-        ewr, jfk = here.node("ewr", links=links), here.node("jfk", "JFK", links=links)
+        lasting = '[outbox]\nttl = "365d"\n'  # a slow machine lets a week go by here
+        ewr = here.node("ewr", extra=lasting, links=links)
+        jfk = here.node("jfk", "JFK", extra=lasting, links=links)
         here.start(station, ewr, jfk)
         await here.join(station, ewr, jfk)
         for _ in range(2):
