@@ -26,10 +26,8 @@ def ask_status(
         return found
 
 
-def link_rows(link: Mapping[str, Any] | None) -> list[tuple[str, object]]:
+def link_rows(link: Mapping[str, Any]) -> list[tuple[str, object]]:
     """A link of a running daemon, what keeps it down, and what it spent of its airtime."""
-    if link is None:
-        return []
     standing = "up" if link["up"] else "down"
     if not link.get("used", True):
         standing += ", not in use"

@@ -23,6 +23,11 @@ from qis_edge.links.wake import Wake
 log = logging.getLogger(__name__)
 
 
+def links_of(link: Link) -> tuple[Link, ...]:
+    """The links that a link stands for: itself, or those of a switch."""
+    return link.links if isinstance(link, Switch) else (link,)
+
+
 class Switch:
     """See :class:`qis_edge.links.base.Link`.
 

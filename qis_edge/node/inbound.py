@@ -31,7 +31,7 @@ from qis_edge.core.packet import MAX_PACKET, Packet, unpack
 from qis_edge.core.receipt import ReceiptMessage
 from qis_edge.links.base import Link, Received
 from qis_edge.links.batches import Batches
-from qis_edge.links.switch import Switch
+from qis_edge.links.switch import Switch, links_of
 from qis_edge.links.ways import Carrier
 from qis_edge.node.asking import Asking
 from qis_edge.node.gateways import Gateway, Gateways
@@ -75,7 +75,7 @@ class Inbound:
         heard: Callable[[Sequence[Packet]], None],
     ) -> None:
         self._link = link
-        self._links = link.links if isinstance(link, Switch) else (link,)
+        self._links = links_of(link)
         self._shared = any(one.shared for one in self._links)
         self._uplink = uplink
         self._asking = asking

@@ -23,7 +23,7 @@ from qis_edge.core.packet import Packet, unpack
 from qis_edge.keys import FleetFile, read_key
 from qis_edge.link_making import make_links
 from qis_edge.links.base import Link, Role, link_status
-from qis_edge.links.switch import Switch
+from qis_edge.links.switch import Switch, links_of
 from qis_edge.logs import set_up_logging
 from qis_edge.node.asking import Asking
 from qis_edge.node.estimating import Estimating
@@ -232,10 +232,6 @@ class Node:
     # - looking in
 
     @property
-    def _all_links(self) -> tuple[Link, ...]:
-        return self.link.links if isinstance(self.link, Switch) else (self.link,)
-
-    @property
     def _used(self) -> Link:
         return self.link.current if isinstance(self.link, Switch) else self.link
 
@@ -287,7 +283,9 @@ class Node:
             "enrolled": self.membership.enrolled(self.clock.known),
             "expires": credential.expires if credential else None,
             "address": self.sensing.address.hex() if self.sensing.address else None,
-            "links": [{**link_status(one), "used": one is self._used} for one in self._all_links],
+            "links": [
+                {**link_status(one), "used": one is self._used} for one in links_of(self.link)
+            ],
             "gateways": [
                 {
                     "kid": known.kid.hex(),

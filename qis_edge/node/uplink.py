@@ -22,7 +22,7 @@ from qis_edge.core.priority import Priority
 from qis_edge.core.receipt import ReceiptMessage
 from qis_edge.core.rows import Template
 from qis_edge.links.base import Link
-from qis_edge.links.switch import Switch
+from qis_edge.links.switch import Switch, links_of
 from qis_edge.links.ways import Carrier, Key, Way, make_way
 from qis_edge.node.gateways import Gateway, Gateways
 from qis_edge.node.timekeeping import Timekeeper
@@ -67,7 +67,7 @@ class Uplink:
         silent: Callable[[], None] = lambda: None,
     ) -> None:
         self.link = link
-        links = link.links if isinstance(link, Switch) else (link,)
+        links = links_of(link)
         self._ways = {id(one): make_way(one, copies, window) for one in links}
         self.way = self._ways[id(links[0])]
         self._shared = any(one.shared for one in links)

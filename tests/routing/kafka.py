@@ -29,7 +29,8 @@ from gateway.routing.kafka_settings import Logger
 from gateway.routing.kafka_topics import partition_of
 from gateway.testing import FeedWorld, RoutingWorld
 from gateway.testing.entries import ADDRESS
-from tests.routing.server import Server, free_port
+from tests.mosquitto import free_port
+from tests.routing.server import Server
 
 Suite = TypeVar("Suite")
 

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.mosquitto import free_port
+
 
 def require(program: str) -> str:
     """The program's path; skips the test where there is none."""
@@ -24,14 +26,6 @@ def require(program: str) -> str:
     if found is None:
         pytest.skip(f"needs: {program} (make deps, or: sudo apt install {program})")
     return found
-
-
-def free_port() -> int:
-    """A port of the loopback that nobody listens on just now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 class Server:

@@ -34,7 +34,8 @@ from gateway.testing import (
 )
 from gateway.testing.entries import ADDRESS, STRANGER
 from qis_edge.core.errors import RoutingError
-from tests.routing.server import Server, free_port
+from tests.mosquitto import free_port
+from tests.routing.server import Server
 
 TOKEN = 'authorization { token: "right" }'
 
