@@ -370,7 +370,8 @@ class Hub:
         batch = await anext(batches, None)
         if batch is None:
             raise RoutingError("it is closing")
-        if batch.entries or not batch.live or not poll.wait:
+        moved = poll.after is not None and batch.cursor != poll.after
+        if batch.entries or moved or not batch.live or not poll.wait:
             return _page(batch)
         deadline = time.monotonic() + poll.wait
         more = asyncio.ensure_future(_next(batches))

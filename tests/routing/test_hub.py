@@ -214,6 +214,22 @@ async def test_polls_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         await eventually(lambda: use.polls == 0, 5)
 
 
+async def test_a_poll_that_comes_late_is_not_held_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is of no interest may come between two polls."""
+    monkeypatch.setattr(wire, "MAX_WAIT", 3600)
+    async with serving(tmp_path) as (_, place), client(f"{place}?token={TOKEN}") as engine:
+        await engine.deposit([make_entry(1)])
+        start = await engine.cursor()
+        await engine.deposit([make_entry(2, fingerprint=STRANGER)])
+        body = wire.Poll(frozenset([Interest(ADDRESS)]), start, 3600).encode()
+        status, answer = await asyncio.wait_for(ask(place, "/v1/follow", body), 60)
+        page = wire.Page.decode(answer)
+        assert (status, page.raws, page.live) == (200, (), True)
+        assert page.cursor == await engine.cursor() != start
+
+
 async def test_strangers_have_little_time_and_little_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
