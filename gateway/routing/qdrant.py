@@ -13,14 +13,15 @@ first seen here, and believed only at its own point, address and time.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gateway.routing import qdrant_points as points
-from gateway.routing.base import Accept, Context, Entry, Interest, check_query
+from gateway.routing.base import Accept, Context, EngineStatus, Entry, Interest, check_query
 from gateway.routing.feed import CHUNK_PACKETS, WAIT, Chunk, Position
 from gateway.routing.url import EngineUrl
 from gateway.routing.view import ViewEngine
@@ -50,7 +51,8 @@ MAX_OWN = 20_000
 MAX_VERIFIED = 20_000
 #: Seconds for which the view answers queries after Qdrant did not.
 ASK_AGAIN = 2.0
-#: Foreign points that a query may find among its own before the view is asked instead.
+#: Foreign points that a query may find among its own before the view is asked instead; and
+#: that are not counted again.
 MAX_FOREIGN = 2000
 
 
@@ -70,6 +72,8 @@ class QdrantEngine(ViewEngine):
         self._ask_at = 0.0  # when it is asked again; time.monotonic()
         self._source = QdrantFeed(self._collection)
         self._counting = asyncio.Lock()
+        self._foreign = _Recent(MAX_FOREIGN)  # ids of points that queries left out
+        self._left_out = 0
         super().__init__(self._source, context)
 
     async def close(self) -> None:
@@ -156,7 +160,16 @@ class QdrantEngine(ViewEngine):
             entry = None if raw is None else entries.get(raw)
             if entry is not None and one.id == entry.id[: points.ID]:
                 true.append((entry, one.stamp))
+            elif self._foreign.add(one.id):
+                self._left_out += 1
         return true
+
+    async def status(self) -> EngineStatus:
+        """See :class:`gateway.routing.base.RoutingLayer`. The view reads by stamps, which a
+        stranger may have put where it never looks; queries have met some of those that it
+        counts, so the greater number of the two is what is sure."""
+        found = await super().status()
+        return dataclasses.replace(found, refused=max(found.refused, self._left_out))
 
     async def expire(self, now: int) -> int:
         """See :class:`gateway.routing.base.RoutingLayer`. In Qdrant and in the view."""
@@ -219,6 +232,29 @@ class _Verified:
             self._worker = None
 
 
+class _Recent:
+    """Ids, the last so many."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._known: OrderedDict[bytes, None] = OrderedDict()
+
+    def __contains__(self, one: bytes) -> bool:
+        return one in self._known
+
+    def add(self, one: bytes) -> bool:
+        """Whether it was not among them."""
+        fresh = one not in self._known
+        self._known[one] = None
+        self._known.move_to_end(one)
+        if len(self._known) > self._most:
+            self._known.popitem(last=False)
+        return fresh
+
+    def clear(self) -> None:
+        self._known.clear()
+
+
 class QdrantFeed:
     """The collection, read by stamps. See :class:`gateway.routing.feed.Feed`.
 
@@ -232,7 +268,7 @@ class QdrantFeed:
         self._last = 0  # the greatest stamp that we gave or saw
         self._number = 0
         self._pass: _Pass | None = None
-        self._seen: OrderedDict[bytes, None] = OrderedDict()
+        self._seen = _Recent(MAX_SEEN)
         self._given: list[bytes] = []
         self._far_at: float | None = None
         self._own: OrderedDict[bytes, bytes] = OrderedDict()
@@ -293,7 +329,8 @@ class QdrantFeed:
         """The pass that ``after`` belongs to; another where it is not the last one's."""
         going = self._pass
         if going is not None and going.position == after:
-            self._see(self._given)
+            for one in self._given:
+                self._seen.add(one)
             self._given = []
             self._caught_up = self._caught_up or self._far_at is not None
             return going
@@ -302,13 +339,6 @@ class QdrantFeed:
         self._far_at = None  # what was seen is not known: look far back
         newest = int.from_bytes(after[:8]) if len(after) == 12 else 0
         return _Pass(after, min(newest, _limit()), None, far=False)
-
-    def _see(self, ids: Iterable[bytes]) -> None:
-        for one in ids:
-            self._seen[one] = None
-            self._seen.move_to_end(one)
-        while len(self._seen) > MAX_SEEN:
-            self._seen.popitem(last=False)
 
     async def _look(self, going: _Pass) -> tuple[Chunk, _Pass]:
         """One page of a pass, or of the next one where it had ended."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import subprocess
 import sys
@@ -33,6 +34,8 @@ from qis_edge.core.errors import RoutingError
 
 SERVER = os.environ.get("QDRANT_URL", "").rstrip("/")
 KEY = "an API key"
+#: A stamp of 2026-01-01.
+LONG_AGO = 17_672_256_000_000
 
 
 class Double:
@@ -74,11 +77,12 @@ class QdrantWorld(RoutingWorld):
         self.folder = folder
         (folder / "key").write_text(key)
         self.collection = collection
-        self.url = f"{base.replace('http', 'qdrant', 1)}/{collection}?timeout=5"
+        self.url = f"{base.replace('http', 'qdrant', 1)}/{collection}?timeout=20"
         if key:
             self.url += f"&api_key_file={folder / 'key'}"
         self._at = f"{base}/collections/{collection}"
         self._headers = {"api-key": key} if key else {}
+        self._strangers = 0
 
     def ask(self, method: str, rest: str, form: object = None) -> None:
         httpx.request(method, self._at + rest, json=form, headers=self._headers).raise_for_status()
@@ -89,7 +93,10 @@ class QdrantWorld(RoutingWorld):
 
     async def write(self, entry: Entry, raw: bytes) -> None:
         entry = entry._replace(raw=raw)
-        payload = points.payload(entry, 7) | {"stamp": 17_672_256_000_000}
+        # Whoever writes may choose: now, or long before all that the view looks at by then.
+        self._strangers += 1
+        stamp = qdrant._now() if self._strangers % 2 else LONG_AGO
+        payload = points.payload(entry, 7) | {"stamp": stamp}
         point = {
             "id": str(UUID(bytes=entry.id[: points.ID])),
             "vector": points.vectors(entry),
@@ -312,6 +319,32 @@ async def test_packets_at_places_that_are_not_theirs_are_not_believed(world: Dou
         assert await engine.query(Interest(ADDRESS)) == [real]
         assert await engine.query(Interest(ADDRESS), limit=1) == [real]
         assert await engine.query(Interest(ADDRESS), since=START + 800 * HOUR) == []
+
+
+async def test_strangers_where_the_view_never_looks_are_counted_when_a_query_meets_them(
+    world: DoubleWorld,
+) -> None:
+    async with opened(world) as engine:
+        real = make_entry(1)
+        await engine.deposit([real])
+        assert await follow(engine, 1) == [real]
+        # It has looked at what is of today, so that it will look at nothing older.
+        await eventually(functools.partial(_has_looked, engine), 30)
+        for number in range(2, 6):
+            point = {
+                "id": str(UUID(int=number)),
+                "vector": {},
+                "payload": points.payload(make_entry(number), 7) | {"raw": "", "stamp": LONG_AGO},
+            }
+            world.ask("PUT", "/points?wait=true", {"points": [point]})
+        for _ in range(3):
+            assert await engine.query(Interest(ADDRESS)) == [real]
+            assert (await engine.status()).refused == 4
+
+
+async def _has_looked(engine: RoutingLayer) -> bool:
+    assert isinstance(engine, qdrant.QdrantEngine)
+    return engine._source._caught_up and not (await engine.status()).behind
 
 
 async def test_where_strangers_wrote_too_much_the_view_answers(
