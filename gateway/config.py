@@ -16,6 +16,7 @@ from qis_edge.config import (
     ClockConfig,
     LogConfig,
     default_path,
+    overlay,
     state_setting,
 )
 from qis_edge.core.errors import RoutingError
@@ -222,5 +223,11 @@ def load_gateway(path: Path | None = None, *, full: bool = True) -> GatewayConfi
     :raises ConfigError: with all that is wrong.
     """
     path = path if path is not None else default_path("gateway")
-    made, document = load(GatewayConfig, path, full=full, hint="qis-gateway init makes one")
+    made, document = load(
+        GatewayConfig,
+        path,
+        full=full,
+        hint="qis-gateway init makes one",
+        overlay=overlay(GatewayConfig, "gateway"),
+    )
     return dataclasses.replace(made, path=document.path.absolute())

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -19,7 +19,7 @@ from typing import Any
 from qis_edge.clock import Clock, SimulatedClock, SystemClock
 from qis_edge.core.distil import Distiller
 from qis_edge.core.domain import Domain
-from qis_edge.core.errors import SensorError, UsageError
+from qis_edge.core.errors import ConfigProblem, SensorError, UsageError
 from qis_edge.core.filling import Filling
 from qis_edge.core.outcome import Outcome, Value
 from qis_edge.core.priority import PRIORITIES, Priority, Rule, priority_of
@@ -48,6 +48,7 @@ from qis_edge.schema import (
     Table,
     Tables,
     Text,
+    Variables,
     Where,
     did_you_mean,
     leftover,
@@ -57,6 +58,7 @@ from qis_edge.schema import (
     settings_of,
     whole,
 )
+from qis_edge.schema.toml import Document
 from qis_edge.situate import FieldSource, SituationConfig, VectorSource
 
 #: What becomes of a window's readings of one result.
@@ -85,8 +87,22 @@ def default_path(role: str) -> Path:
     return base / f"qis-{role}" / "config.toml"
 
 
+def variables(role: str) -> Variables:
+    """The environment variables that are settings of ``edge`` or ``gateway``."""
+    prefix = f"QIS_{role.upper()}_"
+    return Variables(prefix, reserved=(f"{prefix}CONFIG",))
+
+
+def overlay(cls: type, role: str) -> Callable[[Document], list[ConfigProblem]]:
+    """Lays the environment over what a role's files say."""
+    return lambda document: variables(role).apply(cls, document, os.environ)
+
+
 def default_state(role: str) -> str:
-    """Where state is kept unless the configuration says otherwise."""
+    """Where state is kept unless the configuration says otherwise: where systemd says
+    (``StateDirectory=``), or else in the place of the user's kind."""
+    if given := os.environ.get("STATE_DIRECTORY"):
+        return given.partition(":")[0]
     return f"/var/lib/qis-{role}" if is_root() else f"~/.local/state/qis-{role}"
 
 
@@ -98,7 +114,8 @@ def state_setting(role: str) -> Any:
         "The folder of keys, queues and the control socket. Made by ``init``; only its owner "
         "may read it.",
         example="state",
-        shown=f"`/var/lib/qis-{role}` for root, `~/.local/state/qis-{role}` for others",
+        shown=f"`/var/lib/qis-{role}` for root and for the service, `~/.local/state/qis-{role}` "
+        "for others",
     )
 
 
@@ -589,5 +606,11 @@ def load_node(path: Path | None = None, *, full: bool = True) -> NodeConfig:
     :raises ConfigError: with all that is wrong.
     """
     path = path if path is not None else default_path("edge")
-    made, document = load(NodeConfig, path, full=full, hint="qis-edge init --fleet FILE makes one")
+    made, document = load(
+        NodeConfig,
+        path,
+        full=full,
+        hint="qis-edge init --fleet FILE makes one",
+        overlay=overlay(NodeConfig, "edge"),
+    )
     return dataclasses.replace(made, path=document.path.absolute())

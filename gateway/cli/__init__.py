@@ -82,6 +82,14 @@ def _revoke(parser: ArgumentParser) -> None:
     )
 
 
+def _recall(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--since",
+        metavar="DATE",
+        help="only what was made since then, such as 2026-06-01 (default: all that they have)",
+    )
+
+
 def _query(parser: ArgumentParser) -> None:
     parser.add_argument("--domain", help="the domain template of the situation")
     parser.add_argument(
@@ -159,6 +167,21 @@ def _hub(parser: ArgumentParser) -> None:
     )
 
 
+CONFIG_VERBS = (
+    Verb(
+        "sample",
+        "print a configuration with every setting explained",
+        "gateway.cli.configuring:gateway_sample",
+        config=False,
+    ),
+    Verb(
+        "show",
+        "say what is set, in which file or variable",
+        "gateway.cli.configuring:gateway_show",
+        json=True,
+    ),
+)
+
 VERBS = (
     Verb(
         "init",
@@ -166,6 +189,7 @@ VERBS = (
         "gateway.cli.setup:init",
         _init,
     ),
+    Verb("config", "show the configuration, or a sample of one", verbs=CONFIG_VERBS),
     Verb("check", "say all that is wrong", "gateway.cli.setup:check", json=True),
     Verb("run", "run the gateway in the foreground", "gateway.cli.running:run"),
     Verb("status", "say how the gateway is doing", "gateway.cli.looking:status", json=True),
@@ -173,6 +197,12 @@ VERBS = (
     Verb("permit", "let nodes ask to join for a while", "gateway.cli.joining:permit", _permit),
     Verb("approve", "make a node of one who asks to join", "gateway.cli.joining:approve", _approve),
     Verb("revoke", "take a key out of the fleet", "gateway.cli.joining:revoke", _revoke),
+    Verb(
+        "recall",
+        "have the nodes send again what this gateway lost",
+        "gateway.cli.recalling:recall",
+        _recall,
+    ),
     Verb("query", "show what an address holds", "gateway.cli.looking:query", _query, json=True),
     Verb(
         "copy",

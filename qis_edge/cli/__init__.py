@@ -44,6 +44,11 @@ def _queue(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--limit", type=int, default=20, metavar="N", help="rows of each list (default: 20)"
     )
+    parser.add_argument(
+        "--retry",
+        action="store_true",
+        help="send again what was put aside because a gateway refused it: the cause was mended",
+    )
 
 
 def _enroll(parser: ArgumentParser) -> None:
@@ -193,6 +198,21 @@ RADIO_VERBS = (
     ),
 )
 
+CONFIG_VERBS = (
+    Verb(
+        "sample",
+        "print a configuration with every setting explained",
+        "qis_edge.cli.configuring:node_sample",
+        config=False,
+    ),
+    Verb(
+        "show",
+        "say what is set, in which file or variable",
+        "qis_edge.cli.configuring:node_show",
+        json=True,
+    ),
+)
+
 VERBS = (
     Verb(
         "init",
@@ -200,6 +220,7 @@ VERBS = (
         "qis_edge.cli.setup:init",
         _init,
     ),
+    Verb("config", "show the configuration, or a sample of one", verbs=CONFIG_VERBS),
     Verb("check", "say all that is wrong", "qis_edge.cli.setup:check", json=True),
     Verb("run", "run the node in the foreground", "qis_edge.cli.running:run", _run, json=True),
     Verb("status", "say how the node is doing", "qis_edge.cli.looking:status", json=True),

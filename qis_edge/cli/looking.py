@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from typing import Any
 
 from qis_edge.cli.program import OK, note, print_json, start_command
 from qis_edge.cli.showing import ask_status, link_rows, outcome_form, results_text
 from qis_edge.config import NodeConfig, load_node
-from qis_edge.control import is_running
-from qis_edge.core.errors import Reason
+from qis_edge.control import is_running, request
+from qis_edge.core.errors import NotRunning, Reason
 from qis_edge.core.outcome import Outcome
+from qis_edge.keys import read_key
 from qis_edge.store.forms import Aside, Queued
 from qis_edge.store.outbox import Outbox
 from qis_edge.store.reader import OutboxReader
 from qis_edge.terminal import duration, moment, pairs, plural, size, table
+
+#: Seconds that a daemon may take to take back what was put aside.
+RETRY_PATIENCE = 60.0
 
 
 def status(args: argparse.Namespace) -> int:
@@ -120,6 +125,7 @@ def queue(args: argparse.Namespace) -> int:
     if not path.exists():
         empty: dict[str, Any] = {
             "outbox": None,
+            "retried": None,
             "waiting": [],
             "unreceipted": [],
             "refused": [],
@@ -130,6 +136,7 @@ def queue(args: argparse.Namespace) -> int:
         else:
             print(f"nothing was ever queued: there is no {path} yet")
         return OK
+    retried = _retry(config, args) if args.retry else None
     limit = max(1, args.limit)
     with Outbox.inspect(path) as outbox:
         numbers = _outbox_numbers(outbox, config)
@@ -142,6 +149,7 @@ def queue(args: argparse.Namespace) -> int:
             {
                 "running": running,
                 "outbox": numbers,
+                "retried": retried,
                 "waiting": [
                     {"priority": priority.name.lower(), "address": address, **outcome_form(outcome)}
                     for priority, address, outcome in waiting
@@ -156,6 +164,8 @@ def queue(args: argparse.Namespace) -> int:
         return OK
     if not running:
         note(f"the daemon is not running: nothing is sent. Start it with: {start_command(args)}")
+    if retried is not None:
+        print(f"{plural(retried, 'packet')} that had been put aside wait to be sent again")
     print(f"{plural(numbers['waiting'], 'outcome')} waiting; packets: {_packets(numbers)}")
     _show_waiting(waiting, numbers["waiting"])
     _show_packets(unreceipted, numbers["unreceipted"])
@@ -163,6 +173,23 @@ def queue(args: argparse.Namespace) -> int:
     for one in notices:
         print(f"\nnotice: {moment(one.at)} {table([''], [[one.text]]).strip()}")
     return OK
+
+
+def _retry(config: NodeConfig, args: argparse.Namespace) -> int:
+    """Take back what was put aside, in the daemon or beside a stopped one; how many packets."""
+    state = config.node.state
+    try:
+        said = request(state, "retry", start=start_command(args), timeout=RETRY_PATIENCE)
+        return int(said["retried"])
+    except NotRunning:
+        outbox = Outbox.open(
+            state / "outbox.db",
+            read_key(state / "node.key").public,
+            budget=config.outbox.budget,
+            copies=config.custody.copies,
+        )
+        with contextlib.closing(outbox):
+            return outbox.retry()
 
 
 def _show_waiting(waiting: list[tuple[Any, bytes, Outcome]], count: int) -> None:
@@ -196,7 +223,7 @@ def _show_packets(packets: list[Queued], count: int) -> None:
 def _show_refused(refused: list[Aside]) -> None:
     if not refused:
         return
-    print("\nput aside: not sent again by itself")
+    print("\nput aside: not sent again by itself (once the cause is mended: queue --retry)")
     rows = [
         [
             one.key[0].hex() if one.key else None,

@@ -34,6 +34,7 @@ from qis_edge.schema.base import (
     setting,
     settings_of,
 )
+from qis_edge.schema.environment import Variables
 from qis_edge.schema.types import (
     NAME,
     WORD,
@@ -72,6 +73,7 @@ __all__ = [
     "Tables",
     "Text",
     "Url",
+    "Variables",
     "Where",
     "Wrong",
     "closest",

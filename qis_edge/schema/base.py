@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -92,10 +92,12 @@ class Where:
 class Type:
     """What a value may be.
 
-    ``nested`` types are written as tables of their own in the sample.
+    ``nested`` types are written as tables of their own in the sample. ``in_toml``: an
+    environment variable has its value as TOML writes it, not as bare text.
     """
 
     nested = False
+    in_toml = False
 
     def parse(self, value: object, where: Where) -> Any:
         """The Python value of a TOML value.
@@ -176,16 +178,23 @@ def settings_of(cls: type) -> list[tuple[str, str, Setting]]:
 
 
 def load(
-    cls: type[T], path: Path, *, full: bool = True, hint: str | None = None
+    cls: type[T],
+    path: Path,
+    *,
+    full: bool = True,
+    hint: str | None = None,
+    overlay: Callable[[Document], list[ConfigProblem]] | None = None,
 ) -> tuple[T, Document]:
     """Read a configuration file and its ``.d`` folder.
 
     :param full: look also at what lies outside the file: other files, drivers, templates.
     :param hint: what to do where the file is missing.
+    :param overlay: lays more over what was read, and says what is wrong with that.
     :raises ConfigError: with all that is wrong.
     """
     document = read_document(path, hint=hint)
-    return parse(cls, document, full=full), document
+    problems = overlay(document) if overlay is not None else []
+    return parse(cls, document, full=full, problems=problems), document
 
 
 def loads(cls: type[T], text: str, path: Path, *, full: bool = True) -> T:
@@ -201,12 +210,19 @@ def from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
     return parse(cls, Document(Path("settings"), dict(values)), full=False)
 
 
-def parse(cls: type[T], document: Document, *, full: bool = True) -> T:
+def parse(
+    cls: type[T],
+    document: Document,
+    *,
+    full: bool = True,
+    problems: Iterable[ConfigProblem] = (),
+) -> T:
     """The dataclass of a document.
 
+    :param problems: that were found in it already.
     :raises ConfigError: with all that is wrong, in the order of files and lines.
     """
-    report = Report(document, document.path.absolute().parent, full)
+    report = Report(document, document.path.absolute().parent, full, list(problems))
     try:
         made = cast("T", Table(cls).parse(document.values, Where(report)))
     except Reported:
@@ -328,6 +344,7 @@ class Tables(Type):
     """An array of tables."""
 
     nested = True
+    in_toml = True
 
     def __init__(self, cls: type, *, least: int = 0) -> None:
         self.table = Table(cls)
@@ -352,6 +369,8 @@ class Tables(Type):
 class ListOf(Type):
     """An array of values of one type."""
 
+    in_toml = True
+
     def __init__(self, item: Type, *, least: int = 0, most: int = MOST) -> None:
         self.item = item
         self.least = least
@@ -374,6 +393,7 @@ class MapOf(Type):
     """A table with keys of the user's choice and values of one type."""
 
     nested = True
+    in_toml = True
 
     def __init__(self, item: Type, *, key: Type | None = None, least: int = 0) -> None:
         self.item = item

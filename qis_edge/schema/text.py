@@ -125,15 +125,21 @@ def _prose(text: str) -> Iterator[str]:
             yield f"# {line}"
 
 
-def reference(cls: type) -> str:
+def reference(cls: type, variables: Mapping[str, str] | None = None) -> str:
     """The reference of a configuration file in Markdown: tables have headings of the third
-    level, settings of the fourth."""
-    return "\n".join(line for _, key, each in settings_of(cls) for line in _chapter(each, key))
+    level, settings of the fourth.
+
+    :param variables: the environment variable of each setting, by its dotted name.
+    """
+    named = variables or {}
+    return "\n".join(
+        line for _, key, each in settings_of(cls) for line in _chapter(each, key, named)
+    )
 
 
 def setting_reference(cls: type, path: str) -> str:
     """The settings of one table alone, as :func:`reference` writes them."""
-    return "\n".join(_settings(cls, path))
+    return "\n".join(_settings(cls, path, {}))
 
 
 def headings(cls: type) -> list[str]:
@@ -142,24 +148,28 @@ def headings(cls: type) -> list[str]:
     return [str(name) for name in found]
 
 
-def _chapter(declared: Setting, path: str) -> Iterator[str]:
+def _chapter(declared: Setting, path: str, named: Mapping[str, str]) -> Iterator[str]:
     kind = declared.type
     cls = _table_within(kind)
     if isinstance(kind, Table | Tables) and cls is not None:
         title = f"[[{path}]]" if isinstance(kind, Tables) else f"[{path}]"
         yield from (f"### `{title}`", "", *markdown(inspect.getdoc(cls) or ""), "")
-        yield from _settings(cls, path)
+        if path in named:
+            yield from (f"In the environment, all of them: `{named[path]}`.", "")
+        yield from _settings(cls, path, named)
         return
     yield from (f"#### `{path}`", "", *markdown(declared.doc), "")
     yield from (*markdown(_facts(declared)), "")
+    if path in named:
+        yield from (f"In the environment: `{named[path]}`.", "")
     if cls is not None:
-        yield from _settings(cls, f"{path}.<name>")
+        yield from _settings(cls, f"{path}.<name>", named)
 
 
-def _settings(cls: type, path: str) -> Iterator[str]:
+def _settings(cls: type, path: str, named: Mapping[str, str]) -> Iterator[str]:
     declared = settings_of(cls)
     for _, key, each in sorted(declared, key=lambda one: one[2].type.nested):
-        yield from _chapter(each, f"{path}.{key}")
+        yield from _chapter(each, f"{path}.{key}", named)
 
 
 def _table_within(kind: Type) -> type | None:

@@ -59,7 +59,7 @@ def read_document(path: Path, *, hint: str | None = None) -> Document:
     folder = path.with_name(path.name + ".d")
     if folder.is_dir():
         for extra in sorted(folder.glob("*.toml")):
-            _merge(document, _read_one(extra, None))
+            merge(document, _read_one(extra, None))
     return document
 
 
@@ -113,7 +113,7 @@ def _syntax(path: Path, message: str, text: str) -> ConfigError:
     return ConfigError([ConfigProblem(str(path), line, "TOML", message)])
 
 
-def _merge(base: Document, extra: Document) -> None:
+def merge(base: Document, extra: Document) -> None:
     """Lay ``extra`` over ``base``, in place."""
     moved: dict[KeyPath, KeyPath] = {}
 

@@ -66,6 +66,8 @@ WORD = Text(r"[a-z0-9_]+", what="lower-case letters, digits and underscores", mo
 class Flag(Scalar):
     """True or false."""
 
+    in_toml = True
+
     def describe(self) -> str:
         """See :class:`Type`."""
         return "true or false"
@@ -79,6 +81,8 @@ class Flag(Scalar):
 
 class Number(Scalar):
     """A finite number within bounds; whole ones only with ``whole``."""
+
+    in_toml = True
 
     def __init__(self, least: float, most: float, *, whole: bool = False) -> None:
         self.least = least
@@ -310,6 +314,8 @@ class Listen(Scalar):
 
 class Moment(Scalar):
     """A point in time: a TOML date and time with its offset, or unix seconds. A float."""
+
+    in_toml = True
 
     def describe(self) -> str:
         """See :class:`Type`."""

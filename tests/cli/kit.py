@@ -69,10 +69,12 @@ class Site:
         self.node_state = folder / "n" / "state"
 
     def gateway(self, verb: str, *arguments: object) -> int:
-        return self.console("qis-gateway", verb, "--config", self.gateway_config, *arguments)
+        return self.console(
+            "qis-gateway", *verb.split(), "--config", self.gateway_config, *arguments
+        )
 
     def node(self, verb: str, *arguments: object) -> int:
-        return self.console("qis-edge", verb, "--config", self.node_config, *arguments)
+        return self.console("qis-edge", *verb.split(), "--config", self.node_config, *arguments)
 
     def set_up(self) -> None:
         assert self.gateway("init", "--name", "base", "--site", "north") == 0
