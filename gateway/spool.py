@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 from gateway.database import GatewayDatabase
 from gateway.routing.base import Entry, framed_fingerprint, framed_id, framed_kid
+from gateway.spool_mark import Mark
 from qis_edge.core.errors import StoreError, UsageError
 from qis_edge.core.packet import Packet
 from qis_edge.core.ranges import runs_of
@@ -229,7 +230,9 @@ class Spool:
         self.path = path
         self.retention = retention
         self.budget = budget
+        born = not path.exists()
         self._lock = None if read_only else Lock(path)
+        self._mark: Mark | None = None
         try:
             self._db = GatewayDatabase(
                 path,
@@ -246,6 +249,9 @@ class Spool:
         #: Whether the end of the log was damaged: what was receipted last may be lost, and
         #: :meth:`renew_epoch` brings it back.
         self.torn = self._db.torn
+        #: Why it must be an older copy that was put back: what was receipted since is
+        #: missing here, and :meth:`renew_epoch` brings it back. Empty: it is not.
+        self.restored = ""
         self._origins: dict[bytes, int] = {}
         #: Active engine → position, and the last position given: as the file has them, so
         #: that :meth:`routed_through` can be asked from any thread.
@@ -256,25 +262,53 @@ class Spool:
         #: Unix seconds: what nodes that knew another epoch are to send again from.
         self.since = int(self._fact("since"))
         if not read_only:
-            self.activate(engines)
+            try:
+                self._look_at_mark(born)
+                self.activate(engines)
+            except BaseException:
+                self.close()
+                raise
 
     def close(self) -> None:
         """Idempotent."""
         self._db.close()
+        if self._mark is not None:
+            self._mark.close()
         if self._lock is not None:
             self._lock.release()
 
     # --- the epoch ---------------------------------------------------------------------
 
     def renew_epoch(self, since: int) -> bytes:
-        """For an operator who put back an old copy of the spool: draw a new epoch, so that
-        the nodes send again what began at or after ``since``."""
+        """Packets are missing here that were receipted: draw a new epoch, so that the nodes
+        send again what they still have of since ``since``, unix seconds. The routing engines
+        are given again what is here: they may have been put back, too."""
         epoch = os.urandom(4)
         with self._db.transaction():
             self._set("epoch", epoch)
             self._set("since", since)
-        self.epoch, self.since = epoch, since
+            if self._mark is not None:
+                self._remember_file(self._mark)
+            self._db.execute("UPDATE engines SET position = 0")
+        self.epoch, self.since, self.restored = epoch, since, ""
+        self._positions = dict.fromkeys(self._positions, 0)
+        if self._mark is not None:
+            self._mark.write(epoch, self._last)
         return epoch
+
+    def _look_at_mark(self, born: bool) -> None:
+        """Whether this is an older copy."""
+        mark = self._mark = Mark(self.path)
+        if not born:
+            inode = self._db.value("SELECT value FROM facts WHERE name = 'inode'")
+            self.restored = mark.doubt(self.epoch, self._last, inode)
+        if not self.restored:
+            with self._db.transaction():
+                self._remember_file(mark)
+            mark.write(self.epoch, self._last)
+
+    def _remember_file(self, mark: Mark) -> None:
+        self._db.execute("INSERT OR REPLACE INTO facts VALUES ('inode', ?)", (mark.inode,))
 
     # --- admission ---------------------------------------------------------------------
 
@@ -289,6 +323,8 @@ class Spool:
             answers = [admitting.take(intake) for intake in batch]
             admitting.write()
         self._last = admitting.last
+        if self._mark is not None:
+            self._mark.write(self.epoch, self._last)
         if len(self._origins) + len(admitting.new_origins) > MAX_ORIGINS:
             self._origins.clear()
         self._origins.update(admitting.new_origins)

@@ -76,15 +76,27 @@ class Station:
                 budget=config.spool.budget,
             )
             opened.callback(self.spool.close)
-            if self.spool.torn:
-                self.spool.renew_epoch(0)
-                log.warning("the end of the spool's log was lost: nodes send again what it held")
+            self._recall()
             self.disk = Disk("spool")
             self.fleet_disk = Disk("fleet")
             if links is None:
                 links = self._make_links() if link is None else (link,)
             self._assemble(links)
             opened.pop_all()  # from here on it is run() that closes them
+
+    def _recall(self) -> None:
+        """Where the spool lacks what it had, nodes are to send that again."""
+        if self.spool.torn:
+            log.warning("the end of the spool's log was lost: nodes send again what it held")
+        elif self.spool.restored:
+            log.warning(
+                "the spool is an older copy that was put back (%s): nodes send again what "
+                "they still have of what it held",
+                self.spool.restored,
+            )
+        else:
+            return
+        self.spool.renew_epoch(0)
 
     def _make_links(self) -> list[Link]:
         return make_links(

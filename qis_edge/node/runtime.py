@@ -184,6 +184,7 @@ class Node:
             "enroll": self.enroll,
             "credential": self.credential,
             "drain": self.drain,
+            "retry": self.retry,
         }
         control = ControlServer(self.config.node.state, handlers)
         async with contextlib.AsyncExitStack() as ending:  # the last one first
@@ -265,6 +266,13 @@ class Node:
         self.sensing.stop.set()
         self.uplink.drain()
         return {"draining": True}
+
+    async def retry(self, _: Mapping[str, Any]) -> dict[str, Any]:
+        """Send again what was put aside because a gateway refused it."""
+        count = await self.disk(self.outbox.retry)
+        if count:
+            self.uplink.start_over()
+        return {"retried": count}
 
     async def status(self, _: Mapping[str, Any]) -> dict[str, Any]:
         """What ``qis-edge status`` shows of a running node. Times in unix seconds."""
