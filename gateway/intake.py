@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from gateway.shares import Shares
 from qis_edge.core.cose import open_sign1
 from qis_edge.core.errors import Reason, Refused, StoreCorrupt, StoreError
 from qis_edge.core.identity import PublicKey
@@ -85,6 +87,7 @@ class Intake:
         self._take = take
         self._counts = counts
         self._ask = ask
+        self._shares = Shares(BATCH)
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="verify")
 
     async def run(self) -> None:
@@ -92,7 +95,10 @@ class Intake:
         try:
             async with Batches(self._link, BATCH) as batches:
                 while batch := await batches.next():
-                    await self._handle(batch)
+                    within, beyond = self._shares.split(batch, time.monotonic())
+                    for received in beyond:
+                        self._refuse(received, Refused(Reason.FLOODED, "frame"))
+                    await self._handle(within)
                     for received in batch:
                         await self._link.done(received)
         finally:
