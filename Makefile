@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHON
 
 .NOTPARALLEL:
-.PHONY: help demo test lint types layers pytest hil bench deps setup setup-dev clean
+.PHONY: help demo test lint types layers pytest hil bench torture deps setup setup-dev clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
@@ -41,6 +41,9 @@ hil: setup-dev ## the tests on two radios, real ones if they are plugged in; ARG
 bench: ## measure; BENCH=name chooses one; results in build/bench/
 	@sh tools/setup.sh gateway,mesh,dev,bench || sh tools/setup.sh gateway,mesh,dev # without LXMF, then
 	@for bench in $(or $(subst -,_,$(BENCH)),$(BENCHES)); do echo "$$bench"; $(PY) -m tests.bench.$$bench || exit 1; done
+
+torture: setup-dev ## kill -9 the stores 1,000 times and look; ARGS="--kills 100"; build/torture.json
+	@$(PY) -m tests.torture $(ARGS)
 
 deps: ## install what only root can: python3-venv, mosquitto, redis, nats
 	@sh tools/deps.sh
