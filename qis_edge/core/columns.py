@@ -20,8 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 
-import cbor2
-
+from qis_edge.core import cbor
 from qis_edge.core.errors import DoesNotFit, Reason, Refused
 
 MAX_ROWS = 512
@@ -41,6 +40,8 @@ TextColumn = str | list[object] | None
 
 def encode(values: Sequence[Row]) -> Column:
     """The shortest form of a column of at least one row."""
+    if len(values) == 1:
+        return values[0]
     present = [value for value in values if value is not None]
     if not present:
         return None
@@ -64,7 +65,7 @@ def encode(values: Sequence[Row]) -> Column:
     )
     return min(
         (form for form in forms if form is not None),
-        key=lambda form: len(cbor2.dumps(form)),
+        key=lambda form: len(cbor.dumps(form)),
     )
 
 
@@ -264,6 +265,8 @@ def _take_varint(data: bytes, at: int, field: str) -> tuple[int, int]:
 
 # --- decimal scaling -------------------------------------------------------------------
 
+_SCALES: dict[int, int] = {power: 10**power for power in range(13)}
+
 
 def to_scaled(value: float, power: int, field: str) -> int:
     """``value`` in units of ``10**power``; exact to a millionth of that unit.
@@ -271,7 +274,7 @@ def to_scaled(value: float, power: int, field: str) -> int:
     :raises DoesNotFit: it is no multiple of the unit, not finite, or past 2**53 units.
     """
     try:
-        scale: int = 10 ** abs(power)
+        scale = _SCALES.get(abs(power)) or 10 ** abs(power)
         scaled = value * scale if power <= 0 else value / scale
         number = round(scaled)
     except (OverflowError, ValueError):  # infinities and NaN
@@ -289,7 +292,7 @@ def to_scaled(value: float, power: int, field: str) -> int:
 
 def from_scaled(number: int, power: int) -> float:
     """The float nearest to ``number * 10**power``."""
-    scale: int = 10 ** abs(power)
+    scale = _SCALES.get(abs(power)) or 10 ** abs(power)
     return number / scale if power < 0 else float(number * scale)
 
 

@@ -18,19 +18,21 @@ from qis_edge.core.identity import KID_SIZE, SIGNATURE_SIZE, Identity, PublicKey
 
 MAC_SIZE = 8
 
-_ED25519 = bytes.fromhex("a10132")  # {1: -19}, RFC 9864
-_EDDSA = bytes.fromhex("a10127")  # {1: -8}, RFC 9053, read only
+ED25519 = bytes.fromhex("a10132")  # {1: -19}, RFC 9864
+EDDSA = bytes.fromhex("a10127")  # {1: -8}, RFC 9053, read only
 _HMAC_256_64 = bytes.fromhex("a10104")  # {1: 4}
 _KID = bytes.fromhex("a10448")  # {4: bstr of 8}
 
 _SIGN1 = b"\xd2\x84\x43"
 _MAC0 = b"\xd1\x84\x43" + _HMAC_256_64
-_SIGNATURE_HEAD = b"\x58\x40"
+#: What precedes the kid, and the signature, in a COSE_Sign1 of ours.
+SIGN1_HEAD = _SIGN1 + ED25519 + _KID
+SIGNATURE_HEAD = b"\x58\x40"
 _MAC_HEAD = b"\x48"
 
-_SIGN1_PAYLOAD = len(_SIGN1) + len(_ED25519) + len(_KID) + KID_SIZE
+_SIGN1_PAYLOAD = len(_SIGN1) + len(ED25519) + len(_KID) + KID_SIZE
 #: What COSE adds to a payload of 24 to 255 bytes.
-SIGN1_OVERHEAD = _SIGN1_PAYLOAD + 2 + len(_SIGNATURE_HEAD) + SIGNATURE_SIZE
+SIGN1_OVERHEAD = _SIGN1_PAYLOAD + 2 + len(SIGNATURE_HEAD) + SIGNATURE_SIZE
 
 
 def _bstr(data: bytes) -> bytes:
@@ -41,6 +43,11 @@ def _bstr(data: bytes) -> bytes:
     if size < 256:
         return bytes((0x58, size)) + data
     return b"\x59" + size.to_bytes(2) + data
+
+
+def structure(protected: bytes, aad: bytes, payload: bytes) -> bytes:
+    """The Sig_structure (RFC 9052 section 4.4): what is signed."""
+    return _structure(_SIGNATURE1, protected, aad, payload)
 
 
 def _structure(context: bytes, protected: bytes, aad: bytes, payload: bytes) -> bytes:
@@ -66,7 +73,7 @@ class Sign1:
 
     def structure(self, aad: bytes) -> bytes:
         """What is signed: the Sig_structure over the bytes that were received."""
-        return _structure(_SIGNATURE1, self.protected, aad, self.payload)
+        return structure(self.protected, aad, self.payload)
 
     def id(self, aad: bytes) -> bytes:
         """SHA-256 of the Sig_structure, 32 bytes."""
@@ -79,15 +86,13 @@ class Sign1:
 
 def sign1(identity: Identity, payload: bytes, aad: bytes) -> bytes:
     """A tagged COSE_Sign1 of ``payload``, with ``aad`` as external_aad."""
-    signature = identity.sign(_structure(_SIGNATURE1, _ED25519, aad, payload))
+    signature = identity.sign(_structure(_SIGNATURE1, ED25519, aad, payload))
     return b"".join(
         (
-            _SIGN1,
-            _ED25519,
-            _KID,
+            SIGN1_HEAD,
             identity.kid,
             _bstr(payload),
-            _SIGNATURE_HEAD,
+            SIGNATURE_HEAD,
             signature,
         )
     )
@@ -102,12 +107,12 @@ def open_sign1(raw: bytes, limit: int, field: str) -> Sign1:
         raise Refused(Reason.OVERSIZED, field, f"{len(raw)} bytes, at most {limit}")
     _expect(raw, 0, _SIGN1, field)
     protected = raw[3:6]
-    if protected not in (_ED25519, _EDDSA):
-        _expect(raw, 3, _ED25519, f"{field}.protected")
+    if protected not in (ED25519, EDDSA):
+        _expect(raw, 3, ED25519, f"{field}.protected")
     _expect(raw, 6, _KID, f"{field}.unprotected")
     payload, at = _take_bstr(raw, _SIGN1_PAYLOAD, f"{field}.payload")
-    _expect(raw, at, _SIGNATURE_HEAD, f"{field}.signature")
-    _expect_end(raw, at + len(_SIGNATURE_HEAD) + SIGNATURE_SIZE, f"{field}.signature")
+    _expect(raw, at, SIGNATURE_HEAD, f"{field}.signature")
+    _expect_end(raw, at + len(SIGNATURE_HEAD) + SIGNATURE_SIZE, f"{field}.signature")
     return Sign1(raw[9:_SIGN1_PAYLOAD], protected, payload, raw[-SIGNATURE_SIZE:])
 
 

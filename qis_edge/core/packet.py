@@ -11,15 +11,26 @@ format's home is ``docs/wire-format.md``.
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from operator import attrgetter
 from typing import Protocol
 
 from qis_edge.core import cbor, columns, rows
-from qis_edge.core.cose import SIGN1_OVERHEAD, open_sign1, sign1
+from qis_edge.core.cose import (
+    ED25519,
+    EDDSA,
+    SIGN1_HEAD,
+    SIGN1_OVERHEAD,
+    SIGNATURE_HEAD,
+    open_sign1,
+    structure,
+)
 from qis_edge.core.errors import DoesNotFit, Reason, Refused, UsageError
-from qis_edge.core.identity import Identity, PublicKey
+from qis_edge.core.identity import SIGNATURE_SIZE, Identity, PublicKey
 from qis_edge.core.outcome import Label, Outcome
 from qis_edge.core.rows import MAX_POWER, MAX_TIME, Rows, Template
 
@@ -36,8 +47,22 @@ STORE_SIZE = 4
 AAD = b"qis/packet/1"
 
 _VECTOR, _TAGS, _UNCERTAINTY, _FLOOR = 1, 2, 3, 4
+_time_of = attrgetter("time")
 #: The resolution at which a vector travels.
 VECTOR_POWER = -3
+
+#: What precedes the payload, with its head, in the Sig_structure, by the protected header.
+_STRUCTURES = {protected: structure(protected, AAD, b"")[:-1] for protected in (ED25519, EDDSA)}
+#: Where the payload's head begins, and how many bytes follow the payload.
+_PAYLOAD, _TAIL = 17, len(SIGNATURE_HEAD) + SIGNATURE_SIZE
+_UINT = rb"([\x00-\x17]|\x18[\x18-\xff]|\x19(?!\x00)..|\x1a(?!\x00\x00)....)"
+#: A packet up to its columns, in its shortest form: the protected header, the kid, the size
+#: of the payload, of how many elements, fingerprint, store, sequence, time, ttl.
+_FRAME = re.compile(
+    rb"\xd2\x84\x43(\xa1\x01\x32|\xa1\x01\x27)\xa1\x04\x48(.{8})"
+    rb"(?:\x58([\x18-\xff])|\x59(?!\x00)(..))([\x86\x87])\x58\x20(.{32})\x44(.{4})" + _UINT * 3,
+    re.DOTALL,
+).match
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +79,9 @@ class Extensions:
     tags: tuple[str, ...] = ()
     time_uncertainty: int | None = None
     floor: int | None = None
+
+
+_NO_EXTENSIONS = Extensions()
 
 
 @dataclass(frozen=True)
@@ -79,12 +107,13 @@ class Packet:
     time: int
     ttl: int
     extensions: Extensions
-    _columns: object = field(repr=False, compare=False)
+    _columns: bytes = field(repr=False, compare=False)  # as they travel
 
     @cached_property
     def rows(self) -> Rows:
         """The columns, expanded. :raises Refused: they are malformed."""
-        return rows.decode(self._columns, self.time)
+        form = cbor.loads(self._columns, "payload", max_depth=cbor.MAX_DEPTH - 1)
+        return rows.decode(form, self.time)
 
     @cached_property
     def outcomes(self) -> tuple[Outcome, ...]:
@@ -149,17 +178,30 @@ def pack(
     :raises DoesNotFit: a value does not fit its resolution, or the packet its limit.
     :raises UsageError: another argument is wrong; the error names it.
     """
-    payload = _payload(
-        outcomes, fingerprint, store, sequence, ttl, domain, extensions or Extensions()
-    )
-    raw = sign1(identity, payload, AAD)
+    ordered = sorted(outcomes, key=_time_of) if len(outcomes) > 1 else outcomes
+    more = extensions or _NO_EXTENSIONS
+    head, body, tail = _parts(ordered, fingerprint, store, sequence, ttl, domain, more)
+    raw, packet_id = _signed(identity, head + body + tail)
     if len(raw) > limit:
         raise DoesNotFit(
             f"{len(outcomes)} outcomes make {len(raw)} bytes, at most {limit}",
             field="outcomes",
             hint="how_many() tells how many fit",
         )
-    return unpack(raw)
+    if len(ordered) > 1 or tail:
+        return unpack(raw)  # as a reader will: what cannot be read must not be sent
+    time, kid = ordered[0].time, identity.public.kid
+    return Packet(raw, packet_id, kid, fingerprint, store, sequence, time, ttl, more, body)
+
+
+def _signed(identity: Identity, payload: bytes) -> tuple[bytes, bytes]:
+    """The message, as :func:`qis_edge.core.cose.sign1` makes it, and its id: what is signed
+    and what travels have most bytes in common."""
+    framed = cbor.head(0x40, len(payload)) + payload
+    signed = _STRUCTURES[ED25519] + framed
+    signature = identity.sign(signed)
+    raw = b"".join((SIGN1_HEAD, identity.public.kid, framed, SIGNATURE_HEAD, signature))
+    return raw, hashlib.sha256(signed).digest()
 
 
 def how_many(
@@ -177,18 +219,12 @@ def how_many(
 
     :raises DoesNotFit: a value among those tried does not fit its resolution.
     """
+    more = extensions or _NO_EXTENSIONS
 
     def fits(count: int) -> bool:
-        payload = _payload(
-            outcomes[:count],
-            fingerprint,
-            store,
-            sequence,
-            ttl,
-            domain,
-            extensions or Extensions(),
-        )
-        size = len(payload)
+        ordered = sorted(outcomes[:count], key=_time_of)
+        parts = _parts(ordered, fingerprint, store, sequence, ttl, domain, more)
+        size = sum(map(len, parts))
         return size + SIGN1_OVERHEAD - (size < 24) + (size > 255) <= limit
 
     # Gallop, then bisect: most calls are for one outcome or for a few dozen.
@@ -206,35 +242,42 @@ def how_many(
     return low
 
 
-def _payload(
-    outcomes: Sequence[Outcome],
+def _parts(
+    ordered: Sequence[Outcome],
     fingerprint: bytes,
     store: bytes,
     sequence: int,
     ttl: int,
     domain: Template | None,
     extensions: Extensions,
-) -> bytes:
-    _require(len(fingerprint) == FINGERPRINT_SIZE, "fingerprint", "must be 32 bytes")
-    _require(len(store) == STORE_SIZE, "store", "must be 4 bytes")
-    _require(0 <= sequence <= MAX_SEQUENCE, "sequence", "must be 0..2^32-1")
-    _require(0 <= ttl <= MAX_TTL, "ttl", f"must be 0..{MAX_TTL} hours")
-    _require(len(outcomes) > 0, "outcomes", "there are none")
-    ordered = sorted(outcomes, key=lambda outcome: outcome.time)
-    payload = [
-        fingerprint,
-        store,
-        sequence,
-        ordered[0].time,
-        ttl,
-        rows.encode(ordered, domain),
-    ]
-    if more := _encode_extensions(extensions):
-        payload.append(more)
-    return cbor.dumps(payload)
+) -> tuple[bytes, bytes, bytes]:
+    """The payload: what precedes the columns, the columns, the extensions if any."""
+    if len(fingerprint) != FINGERPRINT_SIZE:
+        raise UsageError("must be 32 bytes", field="fingerprint")
+    if len(store) != STORE_SIZE:
+        raise UsageError("must be 4 bytes", field="store")
+    if not 0 <= sequence <= MAX_SEQUENCE:
+        raise UsageError("must be 0..2^32-1", field="sequence")
+    if not 0 <= ttl <= MAX_TTL:
+        raise UsageError(f"must be 0..{MAX_TTL} hours", field="ttl")
+    if not ordered:
+        raise UsageError("there are none", field="outcomes")
+    form = b"" if extensions is _NO_EXTENSIONS else _encode_extensions(extensions)
+    head = b"".join(
+        (
+            b"\x87\x58\x20" if form else b"\x86\x58\x20",
+            fingerprint,
+            b"\x44",
+            store,
+            cbor.dumps(sequence),
+            cbor.dumps(ordered[0].time),
+            cbor.dumps(ttl),
+        )
+    )
+    return head, rows.encode(ordered, domain), form
 
 
-def _encode_extensions(extensions: Extensions) -> dict[int, object]:
+def _encode_extensions(extensions: Extensions) -> bytes:
     form: dict[int, object] = {}
     if extensions.vector is not None:
         _require(
@@ -265,7 +308,7 @@ def _encode_extensions(extensions: Extensions) -> dict[int, object]:
     if extensions.floor is not None:
         _require(0 <= extensions.floor <= MAX_SEQUENCE, "floor", "must be 0..2^32-1")
         form[_FLOOR] = extensions.floor
-    return form
+    return cbor.dumps(form) if form else b""
 
 
 def _require(condition: bool, name: str, message: str) -> None:
@@ -289,32 +332,68 @@ def unpack(
     :param lazy: leave the columns for when they are asked for; they then may raise.
     :raises Refused: anything about it that is not exactly right; nothing was kept.
     """
-    message = open_sign1(raw, MAX_PACKET, "packet")
-    payload = cbor.loads(message.payload, "payload")
-    packet = _from_payload(raw, message.id(AAD), message.kid, payload)
+    structure, packet = _framed(raw) or _taken_apart(raw)
     if not lazy:
         packet.rows  # noqa: B018 - expands and thereby checks the columns
     if key is not None:
-        message.verify(key if isinstance(key, PublicKey) else key(message.kid), AAD)
+        found = key if isinstance(key, PublicKey) else key(packet.kid)
+        found.verify(structure, raw[-SIGNATURE_SIZE:])
     return packet
 
 
-def _from_payload(raw: bytes, packet_id: bytes, kid: bytes, payload: object) -> Packet:
+def _framed(raw: bytes) -> tuple[bytes, Packet] | None:
+    """The Sig_structure, and the packet with its columns as they are. ``None`` where it does
+    not look as nearly all do: then :func:`_taken_apart` finds what is wrong, if anything is.
+
+    :raises Refused: what is wrong behind the columns.
+    """
+    match = _FRAME(raw)
+    if match is None or len(raw) > MAX_PACKET:
+        return None
+    protected, kid, short, long, elements, fingerprint, store, *numbers = match.groups()
+    signed = len(raw) - _TAIL
+    if (
+        int.from_bytes(short or long) != signed - match.start(5)
+        or raw[signed : signed + 2] != SIGNATURE_HEAD
+    ):
+        return None
+    sequence, time, ttl = [
+        number[0] if len(number) == 1 else int.from_bytes(number[1:]) for number in numbers
+    ]
+    if time > MAX_TIME or ttl > MAX_TTL:
+        return None
+    rest = raw[match.end() : signed]
+    extensions = _NO_EXTENSIONS
+    if elements == b"\x87":
+        end = cbor.item_end(rest, 0, "payload", max_depth=cbor.MAX_DEPTH - 1)
+        form = cbor.loads(rest[end:], "payload", max_depth=cbor.MAX_DEPTH - 1)
+        extensions, rest = _decode_extensions(form), rest[:end]
+    structure = _STRUCTURES[protected] + raw[_PAYLOAD:signed]
+    packet_id = hashlib.sha256(structure).digest()
+    return structure, Packet(
+        raw, packet_id, kid, fingerprint, store, sequence, time, ttl, extensions, rest
+    )
+
+
+def _taken_apart(raw: bytes) -> tuple[bytes, Packet]:
+    """As :func:`_framed`, step by step. :raises Refused: with what is wrong first."""
+    message = open_sign1(raw, MAX_PACKET, "packet")
+    payload = cbor.loads(message.payload, "payload")
     if not isinstance(payload, list):
         raise Refused(Reason.TYPE, "payload", "not an array")
     if len(payload) not in (6, 7):
         raise Refused(Reason.BOUNDS, "payload", f"{len(payload)} elements")
-    return Packet(
+    return message.structure(AAD), Packet(
         raw=raw,
-        id=packet_id,
-        kid=kid,
+        id=message.id(AAD),
+        kid=message.kid,
         fingerprint=_exact_bytes(payload[0], FINGERPRINT_SIZE, "fingerprint"),
         store=_exact_bytes(payload[1], STORE_SIZE, "store"),
         sequence=_uint(payload[2], MAX_SEQUENCE, "sequence"),
         time=_uint(payload[3], MAX_TIME, "time"),
         ttl=_uint(payload[4], MAX_TTL, "ttl"),
-        extensions=_decode_extensions(payload[6]) if len(payload) == 7 else Extensions(),
-        _columns=payload[5],
+        extensions=_decode_extensions(payload[6]) if len(payload) == 7 else _NO_EXTENSIONS,
+        _columns=cbor.dumps(payload[5]),
     )
 
 

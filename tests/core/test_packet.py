@@ -10,11 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qis_edge.core import cose
+from qis_edge.core import cbor, cose, rows
 from qis_edge.core.errors import DoesNotFit, Reason, Refused, UsageError
 from qis_edge.core.identity import Identity, PublicKey
 from qis_edge.core.outcome import Kind, Label, Outcome
-from qis_edge.core.packet import MAX_PACKET, Extensions, how_many, pack, unpack
+from qis_edge.core.packet import (
+    MAX_PACKET,
+    Extensions,
+    Packet,
+    _taken_apart,
+    how_many,
+    pack,
+    unpack,
+)
+from qis_edge.core.rows import Rows
 
 ME = Identity.from_seed(bytes(range(32)))
 OTHER = Identity.from_seed(bytes(32))
@@ -202,6 +211,58 @@ def test_bytes_that_claim_many_rows_expand_to_few() -> None:
     assert unpack(raw).count == 512
 
 
+def step_by_step(raw: bytes) -> Reason | tuple[Packet, Rows]:
+    """What the way without short cuts makes of it."""
+    try:
+        _, packet = _taken_apart(raw)
+        return packet, packet.rows
+    except Refused as refusal:
+        return refusal.reason
+
+
+def test_an_unsigned_mutation_is_refused_as_the_long_way_refuses_it() -> None:
+    """Of the framing too: each byte in turn is another, and the packet ends early or late."""
+    raw = packed(one(summary="hi"))
+    changed = [
+        raw[:at] + bytes((byte,)) + raw[at + 1 :] for at in range(len(raw)) for byte in BYTES
+    ]
+    for other in [*changed, *(raw[:at] for at in range(len(raw))), raw + b"x", raw * 4]:
+        try:
+            packet = unpack(other)
+        except Refused as refusal:
+            assert refusal.reason is step_by_step(other)
+        else:
+            assert step_by_step(other) == (packet, packet.rows)
+
+
+def test_columns_on_demand_are_as_strict() -> None:
+    payload = cose.open_sign1(packed(), MAX_PACKET, "packet").payload
+    for bad, reason in ((payload[:-1], Reason.TRUNCATED), (payload + b"\0", Reason.TRAILING)):
+        lazy = unpack(cose.sign1(ME, bad, b"qis/packet/1"), ME.public, lazy=True)
+        with pytest.raises(Refused) as caught:
+            lazy.rows  # noqa: B018 - it is the asking that refuses
+        assert caught.value.reason is reason
+
+
+@given(outcome_lists().filter(lambda outcomes: len(outcomes) == 1))
+def test_one_outcome_is_packed_as_a_reader_reads_it(outcomes: list[Outcome]) -> None:
+    """What is written out for one outcome is what the columns of alike ones are."""
+    packet = pack(outcomes, identity=ME, fingerprint=ADDRESS, store=STORE, sequence=1)
+    payload = cbor.loads(cose.open_sign1(packet.raw, MAX_PACKET, "packet").payload, "payload")
+    twice = cbor.loads(rows.encode(outcomes * 2), "columns")
+    assert payload[5] == twice[2:]
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"), [({"kind": 4}, "kind"), ({"samples": True}, "samples")]
+)
+def test_what_no_reader_takes_is_not_packed(changes: dict[str, object], field: str) -> None:
+    with pytest.raises(DoesNotFit) as caught:
+        packed(one(**changes))
+    assert caught.value.field == field
+
+
+BYTES = (0, 0x17, 0x18, 0x40, 0x58, 0x5F, 0x9F, 0xF5, 0xFB, 0xFF)
 MUTATIONS = int(os.environ.get("QIS_FUZZ", "4000"))
 
 
@@ -231,10 +292,13 @@ def test_the_decoder_survives_mutations() -> None:
             else:
                 other = rng.choice(corpus)
                 payload[at:] = other[rng.randrange(len(other)) :]
+        raw = cose.sign1(ME, bytes(payload), b"qis/packet/1")
         try:
-            packet = unpack(cose.sign1(ME, bytes(payload), b"qis/packet/1"), ME.public)
-        except Refused:
+            packet = unpack(raw, ME.public)
+        except Refused as refusal:
+            assert refusal.reason is step_by_step(raw)
             continue
+        assert step_by_step(raw) == (packet, packet.rows)
         accepted += 1
         assert 1 <= packet.count <= 512
         assert packet.outcomes
