@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from qis_edge.core.errors import StoreCorrupt, StoreError
@@ -20,6 +21,7 @@ class GatewayDatabase(Database):
     :param shared: whether other processes (the command line) may write it too.
     :param cache: bytes of page cache.
     :param busy: seconds to wait for another process's transaction.
+    :param functions: by name, what migrations call; each of two values.
     """
 
     def __init__(
@@ -32,8 +34,10 @@ class GatewayDatabase(Database):
         read_only: bool = False,
         cache: int = 2 << 20,
         busy: float = BUSY_SECONDS,
+        functions: Mapping[str, Callable[..., bytes]] | None = None,
     ) -> None:
         self.remedy = remedy
+        self._functions = functions or {}
         self._busy = busy
         self._shared = shared
         super().__init__(path, schema, read_only=read_only)
@@ -44,6 +48,12 @@ class GatewayDatabase(Database):
         self.execute(f"PRAGMA busy_timeout={round(busy * 1000)}")
         # Debian's SQLite overwrites what is deleted; packets are no secrets.
         self.execute("PRAGMA secure_delete=OFF")
+
+    def _connect_to(self, target: str) -> sqlite3.Connection:
+        connection = super()._connect_to(target)
+        for name, function in self._functions.items():
+            connection.create_function(name, 2, function, deterministic=True)
+        return connection
 
     def _configure(self, durable: bool) -> None:
         """As everywhere. SQLite does not wait for others when it turns on the write-ahead

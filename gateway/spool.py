@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gateway.database import GatewayDatabase
-from gateway.routing.base import Entry, framed_fingerprint, framed_id, framed_kid
+from gateway.routing.base import Entry, framed_id, is_framed
 from gateway.spool_mark import Mark
 from qis_edge.core.errors import StoreError, UsageError
 from qis_edge.core.packet import Packet
@@ -664,14 +664,10 @@ def _count(db: GatewayDatabase, packets: int, size: int) -> None:
 def _entry(row: Sequence[Any]) -> Entry | None:
     """``None`` for what is no packet any more, on a failing disk: it must hold up nothing."""
     _, _, time, expires, confidence, vector, raw = row
-    found = framed_id(raw)
-    if found is None:
+    if not is_framed(raw):
         return None
     return Entry(
         raw,
-        found,
-        framed_kid(raw),
-        framed_fingerprint(raw),
         time,
         expires,
         confidence,

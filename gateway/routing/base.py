@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -36,27 +37,43 @@ MAX_CURSOR = 64
 ALL_BITS = 8 * FINGERPRINT_SIZE
 
 
-class Entry(NamedTuple):
-    """A packet with what an engine may index. (A tuple, because queries make many.)
+class _Columns(NamedTuple):
+    raw: bytes
+    time: int
+    expires: int
+    confidence: int = 100
+    vector: tuple[float, ...] | None = None
+
+
+class Entry(_Columns):
+    """A packet with what an engine may index. (A tuple, because queries make many; what its
+    bytes say in a fixed place is read there when it is asked for.)
 
     :param raw: the signed packet, at most 512 bytes.
-    :param id: SHA-256 of its Sig_structure, 32 bytes: what idempotence is by.
-    :param kid: whose it says it is, 8 bytes; true once the signature was verified.
-    :param fingerprint: its address, 32 bytes.
     :param time: unix seconds of its newest outcome: what *newest first* is by.
     :param expires: unix seconds from which it need not be kept.
     :param confidence: of its surest outcome, hundredths, 0..100.
     :param vector: the situation's continuous fields, if any.
     """
 
-    raw: bytes
-    id: bytes
-    kid: bytes
-    fingerprint: bytes
-    time: int
-    expires: int
-    confidence: int = 100
-    vector: tuple[float, ...] | None = None
+    @cached_property
+    def id(self) -> bytes:
+        """SHA-256 of ``raw``, 32 bytes: what idempotence is by.
+
+        Not the packet's own id, which leaves out who signed: anybody in the fleet can sign
+        the payload of another, and his copy must not take the place of the other's.
+        """
+        return hashlib.sha256(self.raw).digest()
+
+    @property
+    def kid(self) -> bytes:
+        """Whose it says it is, 8 bytes; true once the signature was verified."""
+        return framed_kid(self.raw)
+
+    @property
+    def fingerprint(self) -> bytes:
+        """Its address, 32 bytes."""
+        return framed_fingerprint(self.raw)
 
     @classmethod
     def of(cls, packet: Packet) -> Entry:
@@ -66,9 +83,6 @@ class Entry(NamedTuple):
         """
         return cls(
             packet.raw,
-            packet.id,
-            packet.kid,
-            packet.fingerprint,
             packet.last_time,
             packet.expires,
             max(packet.rows.confidences),
@@ -318,23 +332,30 @@ def check_query(limit: int, vector: Sequence[float] | None) -> None:
 
 # --- reading back fast -----------------------------------------------------------------
 
-_HEADS = (bytes.fromhex("d28443a10132a10448"), bytes.fromhex("d28443a10127a10448"))
+#: A packet's first 9 bytes.
+HEADS = frozenset((bytes.fromhex("d28443a10132a10448"), bytes.fromhex("d28443a10127a10448")))
 _KID_END = 17
 _TAIL = 66  # the signature and its head
-#: What precedes the payload in the Sig_structure, by a packet's first 9 bytes.
-STRUCTURES = {
-    head: b"\x84\x6aSignature1" + head[2:6] + bytes((0x40 | len(AAD),)) + AAD for head in _HEADS
+#: What precedes the payload in the Sig_structure, by a packet's head.
+_STRUCTURES = {
+    head: b"\x84\x6aSignature1" + head[2:6] + bytes((0x40 | len(AAD),)) + AAD for head in HEADS
 }
+#: Where the address of a packet may begin: behind the heads of the payload, of its array
+#: and of the fingerprint itself, which take 2 or 3, 1 and 2 bytes.
+FINGERPRINT_AT = (_KID_END + 5, _KID_END + 6)
+
+
+def is_framed(raw: bytes) -> bool:
+    """Whether bytes begin as a packet does. Of what was a packet when it was written, and
+    is read back from a disk that may have failed."""
+    return raw[:9] in HEADS
 
 
 def framed_id(raw: bytes) -> bytes | None:
-    """The id of a packet by its framing alone, in half a microsecond.
-
-    For an engine that reads back what it parsed when it was deposited: bytes that differ
-    by one bit have another id (or ``None``: no packet begins so). The unsigned kid and
-    the signature do not enter it.
+    """The packet's own id, of which receipts speak, by its framing alone; ``None``: no packet
+    begins so. The unsigned kid and the signature do not enter it.
     """
-    structure = STRUCTURES.get(raw[:9])
+    structure = _STRUCTURES.get(raw[:9])
     if structure is None:
         return None
     return hashlib.sha256(structure + raw[_KID_END:-_TAIL]).digest()
@@ -342,8 +363,7 @@ def framed_id(raw: bytes) -> bytes | None:
 
 def framed_fingerprint(raw: bytes) -> bytes:
     """The address of a packet whose framing is known to be right."""
-    # The payload's head, the array's and the fingerprint's own: 2 or 3, 1 and 2 bytes.
-    start = _KID_END + (5 if raw[_KID_END] == 0x58 else 6)
+    start = FINGERPRINT_AT[raw[_KID_END] != 0x58]
     return raw[start : start + FINGERPRINT_SIZE]
 
 

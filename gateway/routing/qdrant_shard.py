@@ -13,6 +13,7 @@ once the shard is open.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import signal
 import sys
@@ -26,7 +27,7 @@ import cbor2
 import qdrant_edge as qd
 
 from gateway.routing import qdrant_points as points
-from gateway.routing.base import Entry, Interest, framed_fingerprint, framed_id, framed_kid
+from gateway.routing.base import Entry, Interest, framed_fingerprint, is_framed
 from gateway.routing.qdrant_points import Between, Condition, Is
 
 #: The point that says whose shard it is, and which numbers were used.
@@ -93,7 +94,7 @@ class Shard:
         entries = [Entry(*row) for row in rows]
         known = self._known(entries)
         for entry in entries:
-            if entry.id not in known:
+            if entry.raw not in known:
                 fresh.setdefault(UUID(bytes=entry.id[: points.ID]), entry)
         if fresh:
             made = [
@@ -113,9 +114,8 @@ class Shard:
     def _known(self, entries: Sequence[Entry]) -> set[bytes]:
         ids: list[int | UUID | str] = [UUID(bytes=entry.id[: points.ID]) for entry in entries]
         found = self._shard.retrieve(ids, with_payload=["raw"], with_vector=False)
-        raws = (points.raw_of(record.payload) for record in found)
         # What is there under a packet's id and is not that packet gives way to it.
-        return {known for raw in raws if raw is not None and (known := framed_id(raw)) is not None}
+        return {raw for record in found if (raw := points.raw_of(record.payload)) is not None}
 
     def newest(self, asked: Row, limit: int) -> list[Row]:
         """The newest first. :param asked: fingerprint, bits, since, confidence."""
@@ -352,18 +352,16 @@ def _asked(asked: Row) -> list[Condition]:
 
 def _row(point: object, payload: dict[str, Any]) -> Row | None:
     raw = points.raw_of(payload)
-    found = None if raw is None else framed_id(raw)
-    if raw is None or found is None or not isinstance(point, UUID):
+    if raw is None or not is_framed(raw) or not isinstance(point, UUID):
         return None
-    address = framed_fingerprint(raw)
     numbers = [payload.get(name) for name in ("time", "expires", "confidence")]
     if (
-        found[: points.ID] != point.bytes
-        or address.hex() != payload.get("address")
+        hashlib.sha256(raw).digest()[: points.ID] != point.bytes
+        or framed_fingerprint(raw).hex() != payload.get("address")
         or not all(isinstance(number, int) for number in numbers)
     ):
         return None
-    return [raw, found, framed_kid(raw), address, *numbers, payload.get("values")]
+    return [raw, *numbers, payload.get("values")]
 
 
 def _blocks(path: Path) -> int:

@@ -7,8 +7,8 @@ reads, each on its own thread, so that a query never waits for the disk to sync.
 An address is stored once (``buckets``) and stays, some 80 bytes; ``seq`` numbers the
 packets in the order of their commits, which is what followers go by. The index (bucket,
 time, id) serves both the newest of an address and idempotence: equal ids mean equal
-contents, so equal addresses and times. Bytes read back must have the id and the address
-that they were deposited under; others are dropped and counted. Who can write to the file
+contents, so equal addresses and times. Bytes read back must have the id that they were
+deposited under, and the address; others are dropped and counted. Who can write to the file
 can still reorder it or delete from it: it is as trusted as the gateway's other files.
 """
 
@@ -23,26 +23,25 @@ import operator
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import repeat
 from pathlib import Path
 from typing import Any, TypeVar
 
 from gateway.database import GatewayDatabase
 from gateway.routing.base import (
     ALL_BITS,
-    STRUCTURES,
+    HEADS,
     Context,
     Cursor,
     EngineStatus,
     Entry,
     Interest,
     check_query,
+    framed_id,
 )
 from gateway.routing.following import Coverage, LogSubscription, Slice
 from gateway.routing.nearest import Candidate, nearest
 from gateway.routing.url import EngineUrl
 from qis_edge.core.errors import RoutingError, StoreError
-from qis_edge.core.packet import FINGERPRINT_SIZE
 from qis_edge.store.database import BUSY_SECONDS, Schema
 from qis_edge.worker import Worker
 
@@ -89,19 +88,19 @@ SCHEMA = Schema(
         CREATE UNIQUE INDEX newest ON packets (bucket, time, id);
         CREATE INDEX expiry ON packets (expires);
         """,
+        "UPDATE packets SET id = entry_id(raw, id);",
     ),
 )
 
-_COLUMNS = "fingerprint, raw, id, time, expires, confidence, vector"
+#: What an entry has, in its order, and the id.
+_COLUMNS = "raw, time, expires, confidence, vector, id"
 _NEWEST = f"""
     SELECT {_COLUMNS} FROM buckets JOIN packets USING (bucket)
     WHERE fingerprint = ? AND time >= ? {{}} ORDER BY time DESC, seq DESC LIMIT ?
 """  # noqa: S608 - constants
-# Parts of a packet, of its digest and of its id; see ``gateway.routing.base``.
-_HEAD_OF, _BODY_OF, _KID_OF, _STORED_OF = (
-    operator.itemgetter(slice(*part)) for part in ((9,), (17, -66), (9, 17), (ID_STORED,))
-)
 _DIGEST_OF = operator.methodcaller("digest")
+_STORED_OF = operator.itemgetter(slice(ID_STORED))
+_HEAD_OF = operator.itemgetter(slice(9))
 _ENTRY = partial(tuple.__new__, Entry)
 _INSERT = "INSERT OR IGNORE INTO packets VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 
@@ -350,7 +349,9 @@ class SqliteFile:
     """The database: a connection that reads and one that writes, each for one thread."""
 
     def __init__(self, path: Path, schema: Schema, *, busy: float, remedy: str) -> None:
-        self.writer = GatewayDatabase(path, schema, remedy=remedy, cache=32 << 20, busy=busy)
+        self.writer = GatewayDatabase(
+            path, schema, remedy=remedy, cache=32 << 20, busy=busy, functions={"entry_id": entry_id}
+        )
         try:
             self.reader = GatewayDatabase(
                 path, schema, remedy=remedy, read_only=True, cache=32 << 20, busy=busy
@@ -460,23 +461,27 @@ class SqliteFile:
         size = self.reader.size() + (log.stat().st_size if log.exists() else 0)
         return self._fact(self.reader, "packets"), size, self.refused
 
-    def _entries(self, rows: Sequence[Sequence[Any]]) -> list[Entry]:
-        """The entries of rows that begin with ``_COLUMNS``. Where somebody else wrote, they
-        are counted and left out."""
+    def _entries(self, rows: Sequence[Sequence[Any]], coverage: Coverage) -> list[Entry]:
+        """The entries of rows that begin with ``_COLUMNS``, which lie at covered addresses.
+        Where somebody else wrote, they are counted and left out."""
         entries = _entries_of_ours(rows)
         if entries is None:
             one_by_one = [_entries_of_ours((row,)) for row in rows]
             entries = [entry for found in one_by_one if found for entry in found]
-            self.refused += len(rows) - len(entries)
+        if not coverage.everything:
+            entries = [entry for entry in entries if entry.fingerprint in coverage]
+        self.refused += len(rows) - len(entries)
         return entries
 
-    def _enough(self, limit: int, find: Callable[[int], list[Any]]) -> list[Entry]:
+    def _enough(
+        self, interest: Interest, limit: int, find: Callable[[int], list[Any]]
+    ) -> list[Entry]:
         """``limit`` entries of the rows that ``find`` gives, which may hold foreign ones."""
-        wanted = limit
+        wanted, coverage = limit, Coverage(frozenset([interest]))
         while True:
             rows = find(wanted)
             before = self.refused
-            entries = self._entries(rows)
+            entries = self._entries(rows, coverage)
             if len(entries) >= limit or len(rows) < wanted:
                 return entries[:limit]
             wanted += self.refused - before
@@ -486,6 +491,7 @@ class SqliteFile:
         """The newest of one address."""
         sql = _NEWEST.format("AND confidence >= ?" if confidence > 0 else "AND ? <= 0")
         return self._enough(
+            interest,
             limit,
             lambda most: self.reader.rows(sql, (interest.fingerprint, since, confidence, most)),
         )
@@ -499,7 +505,7 @@ class SqliteFile:
             return self._fetch(self._newest_positions(interest, most, since, confidence))
 
         with self._snapshot():
-            return self._enough(limit, find)
+            return self._enough(interest, limit, find)
 
     def _newest_positions(
         self, interest: Interest, limit: int, since: int, confidence: int
@@ -534,7 +540,7 @@ class SqliteFile:
     def _fetch(self, positions: Sequence[int]) -> list[Any]:
         """The rows of ``_COLUMNS`` at these positions, in their order."""
         found = self.reader.rows(
-            f"SELECT {_COLUMNS}, seq FROM packets JOIN buckets USING (bucket) "  # noqa: S608 - constants
+            f"SELECT {_COLUMNS}, seq FROM packets "  # noqa: S608 - constants
             "WHERE seq IN (SELECT value FROM json_each(?))",
             (json.dumps(positions),),
         )
@@ -561,7 +567,9 @@ class SqliteFile:
                 yield [Candidate(*row) for row in rows]
 
         with self._snapshot():
-            return self._enough(limit, lambda most: self._fetch(nearest(chunks(), vector, most)))
+            return self._enough(
+                interest, limit, lambda most: self._fetch(nearest(chunks(), vector, most))
+            )
 
     def slice(self, interests: frozenset[Interest], after: int) -> Slice:
         """Part of the log, for followers."""
@@ -576,7 +584,8 @@ class SqliteFile:
             until = rows[-1][-2]
         if not chosen.everything:
             rows = [row for row in rows if row[-1] in chosen.buckets]
-        return Slice(tuple(self._entries(rows)), until, until >= last, version)
+        entries = self._entries(rows, chosen.coverage)
+        return Slice(tuple(entries), until, until >= last, version)
 
     def _look(self, chosen: _Chosen, after: int, until: int) -> list[Any]:
         """``_COLUMNS``, seq and bucket of at most ``SLICE`` packets. Where they are few
@@ -587,7 +596,7 @@ class SqliteFile:
             among = "AND +bucket IN (SELECT value FROM json_each(?))"
             arguments += (json.dumps(list(chosen.buckets)),)
         return self.reader.rows(
-            f"SELECT {_COLUMNS}, seq, bucket FROM packets JOIN buckets USING (bucket) "  # noqa: S608 - constants
+            f"SELECT {_COLUMNS}, seq, bucket FROM packets "  # noqa: S608 - constants
             f"WHERE seq > ? AND seq <= ? {among} ORDER BY seq LIMIT ?",
             (*arguments, SLICE),
         )
@@ -634,22 +643,24 @@ def _entries_of_ours(rows: Sequence[Sequence[Any]]) -> list[Entry] | None:
     time with: nothing in it is Python that runs once for each row."""
     if not rows:
         return []
-    fingerprints, raws, stored, times, expires, confidences, vectors, *_ = zip(*rows, strict=True)
+    raws, times, expires, confidences, vectors, stored, *_ = zip(*rows, strict=True)
     try:
-        structures = map(STRUCTURES.__getitem__, map(_HEAD_OF, raws))
-        digests = map(hashlib.sha256, map(operator.add, structures, map(_BODY_OF, raws)))
-        ids = tuple(map(_DIGEST_OF, digests))  # as framed_id does
-        places = map(bytes.find, raws, fingerprints, repeat(22), repeat(55))
-        if tuple(map(_STORED_OF, ids)) != stored or min(places) < 0:
+        if tuple(map(_STORED_OF, map(_DIGEST_OF, map(hashlib.sha256, raws)))) != stored:
             return None
-        if set(map(len, fingerprints)) != {FINGERPRINT_SIZE}:
+        if not HEADS.issuperset(map(_HEAD_OF, raws)):
             return None
-    except (KeyError, TypeError):  # begins like no packet, or is not bytes
+    except TypeError:  # is not bytes
         return None
-    kids = map(_KID_OF, raws)
     read = vectors if vectors.count(None) == len(vectors) else map(_unpack, vectors)
-    columns = (raws, ids, kids, fingerprints, times, expires, confidences, read)
-    return list(map(_ENTRY, zip(*columns, strict=True)))
+    return list(map(_ENTRY, zip(raws, times, expires, confidences, read, strict=True)))
+
+
+def entry_id(raw: bytes, id_before: bytes) -> bytes:
+    """The id to store of a packet that was stored under its own id, as the first version
+    did. What is not that packet any more stays as it is."""
+    if (framed_id(raw) or b"")[:ID_STORED] != id_before:
+        return id_before
+    return hashlib.sha256(raw).digest()[:ID_STORED]
 
 
 def _pack(vector: Sequence[float] | None) -> bytes | None:

@@ -81,6 +81,7 @@ VIEW_SCHEMA = Schema(
         -- Packets of the view that the feed has lost: a depositor's repeat publishes them.
         CREATE TABLE lost (seq INTEGER PRIMARY KEY);
         """,
+        SCHEMA.migrations[1],
     ),
 )
 

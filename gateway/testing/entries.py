@@ -13,6 +13,8 @@ from qis_edge.core.packet import Extensions, pack, unpack
 
 #: The node whose packets the suites deposit.
 NODE = Identity.from_seed(b"a node that takes part in a test")
+#: Another node of the fleet.
+NEIGHBOUR = Identity.from_seed(b"another node, of the same fleet.")
 STORE = b"test"
 #: Two addresses whose first 64 bits agree, and one of another domain.
 ADDRESS = b"\x5a" * 32
@@ -64,7 +66,7 @@ def make_entry(
 
 
 def accept(raw: bytes) -> Entry:
-    """As a gateway's: with the signature, of :data:`NODE`.
+    """As a gateway's: with the signature, of :data:`NODE` or :data:`NEIGHBOUR`.
 
     :raises Refused: somebody else's, or no packet.
     """
@@ -72,9 +74,10 @@ def accept(raw: bytes) -> Entry:
 
 
 def _key_of(kid: bytes) -> PublicKey:
-    if kid != NODE.kid:
-        raise Refused(Reason.UNKNOWN_KEY, "kid")
-    return NODE.public
+    for node in (NODE, NEIGHBOUR):
+        if kid == node.kid:
+            return node.public
+    raise Refused(Reason.UNKNOWN_KEY, "kid")
 
 
 async def eventually(condition: Callable[[], object], seconds: float) -> None:

@@ -26,10 +26,11 @@ from gateway.routing import (
     Subscription,
     open_engine,
 )
-from gateway.routing.base import MAX_CURSOR
+from gateway.routing.base import MAX_CURSOR, framed_id
 from gateway.testing.entries import (
     ADDRESS,
     HOUR,
+    NEIGHBOUR,
     SIBLING,
     START,
     STRANGER,
@@ -194,6 +195,21 @@ class RoutingConformance(ABC):
         assert await engine.query(Interest(ADDRESS)) == deposited[::-1]
         subscription = engine.follow(frozenset([EVERYTHING]))
         assert entries_of(await collect(subscription, 5, self.patience)) == deposited
+        await subscription.close()
+
+    @pytest.mark.asyncio
+    async def test_what_two_have_signed_is_kept_of_both(self, engine: RoutingLayer) -> None:
+        # The same payload, so the same id of the packet: anybody can sign another's.
+        copies = [make_entry(1, identity=NEIGHBOUR) for _ in range(2)]
+        own = make_entry(1)
+        assert framed_id(own.raw) == framed_id(copies[0].raw)
+        assert await engine.deposit(copies) == 1
+        assert await engine.deposit([own]) == 1
+        assert await engine.deposit([*copies, own]) == 0
+        assert await engine.query(Interest(ADDRESS)) == [own, copies[0]]
+        subscription = engine.follow(frozenset([EVERYTHING]))
+        found = entries_of(await collect(subscription, 2, self.patience, live=True))
+        assert sorted(found) == sorted([own, copies[0]])
         await subscription.close()
 
     # - query

@@ -28,7 +28,7 @@ from gateway.routing import (
     schemes,
     sqlite,
 )
-from gateway.routing.base import framed_fingerprint, framed_id, framed_kid
+from gateway.routing.base import framed_id, is_framed
 from gateway.routing.following import Coverage
 from gateway.routing.url import EngineUrl
 from gateway.testing import (
@@ -42,8 +42,9 @@ from gateway.testing import (
     eventually,
     make_entry,
 )
-from gateway.testing.entries import ADDRESS, SIBLING, STRANGER
+from gateway.testing.entries import ADDRESS, NEIGHBOUR, SIBLING, STRANGER
 from qis_edge.core.errors import Reason, Refused, RoutingError, UsageError
+from qis_edge.core.packet import unpack
 
 
 class MemoryWorld(RoutingWorld):
@@ -132,7 +133,8 @@ def test_an_entry_has_what_the_packet_says() -> None:
 
 def test_an_entry_of_a_stranger_is_checked_but_for_its_signature() -> None:
     raw = make_entry(1).raw
-    assert Entry.parse(raw[:-1] + bytes([raw[-1] ^ 1])).id == make_entry(1).id
+    unsigned = raw[:-1] + bytes([raw[-1] ^ 1])
+    assert Entry.parse(unsigned) == make_entry(1)._replace(raw=unsigned)
     with pytest.raises(Refused) as caught:
         Entry.parse(raw[:-1])
     assert caught.value.reason is Reason.TRUNCATED
@@ -141,11 +143,22 @@ def test_an_entry_of_a_stranger_is_checked_but_for_its_signature() -> None:
 @pytest.mark.parametrize("outcomes", [1, 2, 24, 100])
 def test_the_framing_alone_tells_id_kid_and_address(outcomes: int) -> None:
     entry = make_entry(1, outcomes=outcomes)
-    assert framed_id(entry.raw) == entry.id
-    assert framed_kid(entry.raw) == entry.kid
-    assert framed_fingerprint(entry.raw) == entry.fingerprint
+    packet = unpack(entry.raw)
+    assert is_framed(entry.raw)
+    assert framed_id(entry.raw) == packet.id
+    assert entry.kid == packet.kid
+    assert entry.fingerprint == packet.fingerprint
     older = entry.raw.replace(bytes.fromhex("a10132"), bytes.fromhex("a10127"), 1)
-    assert framed_id(older) == Entry.parse(older).id != entry.id
+    assert is_framed(older)
+    assert framed_id(older) == unpack(older).id != packet.id
+
+
+def test_whatever_differs_in_a_packet_makes_another_entry() -> None:
+    raw = make_entry(1).raw
+    places = (9, 40, len(raw) - 1)  # of the kid, of the payload, of the signature
+    changed = [raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :] for place in places]
+    ids = {make_entry(1)._replace(raw=one).id for one in [raw, *changed]}
+    assert len(ids) == 4
 
 
 @given(st.binary(max_size=600))
@@ -313,6 +326,29 @@ async def test_a_cursor_of_what_was_lost_is_the_beginning(tmp_path: Path) -> Non
     async with sqlite_engine(tmp_path) as engine:
         subscription = engine.follow(frozenset([EVERYTHING]), cursor)
         assert (await collect(subscription, 1, 5))[0].entries == (make_entry(1),)
+
+
+async def test_a_file_of_the_first_version_is_brought_up_to_date(tmp_path: Path) -> None:
+    entries = [make_entry(number, identity=NEIGHBOUR) for number in range(4)]
+    with contextlib.closing(sqlite3.connect(tmp_path / "routing.db", isolation_level=None)) as db:
+        db.executescript(sqlite.SCHEMA.migrations[0])
+        db.execute(f"PRAGMA application_id={sqlite.SCHEMA.application_id}")
+        db.execute("PRAGMA user_version=1")
+        db.execute("INSERT INTO buckets (fingerprint) VALUES (?)", (ADDRESS,))
+        for entry in entries:
+            raw = entry.raw if entry != entries[2] else entry.raw[:-70]  # a disk has lost some
+            id_then = framed_id(entry.raw)
+            assert id_then is not None
+            db.execute(
+                "INSERT INTO packets VALUES (NULL, 1, ?, ?, ?, ?, NULL, ?)",
+                (entry.time, entry.expires, entry.confidence, id_then[: sqlite.ID_STORED], raw),
+            )
+        db.execute("UPDATE facts SET value = 4 WHERE name IN ('packets', 'last')")
+    async with sqlite_engine(tmp_path) as engine:
+        kept = [entries[3], entries[1], entries[0]]
+        assert await engine.query(Interest(ADDRESS)) == kept
+        assert (await engine.status()).refused == 1
+        assert await engine.deposit([*kept, make_entry(1)]) == 1
 
 
 async def test_a_cursor_is_short(tmp_path: Path) -> None:

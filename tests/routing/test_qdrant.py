@@ -4,6 +4,7 @@ the REST API, and on the server that QDRANT_URL names."""
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import functools
 import os
@@ -92,11 +93,13 @@ class QdrantWorld(RoutingWorld):
             self.ask("DELETE", "")
 
     async def write(self, entry: Entry, raw: bytes) -> None:
-        entry = entry._replace(raw=raw)
         # Whoever writes may choose: now, or long before all that the view looks at by then.
         self._strangers += 1
         stamp = qdrant._now() if self._strangers % 2 else LONG_AGO
-        payload = points.payload(entry, 7) | {"stamp": stamp}
+        payload = points.payload(entry, 7) | {
+            "raw": base64.b64encode(raw).decode(),
+            "stamp": stamp,
+        }
         point = {
             "id": str(UUID(bytes=entry.id[: points.ID])),
             "vector": points.vectors(entry),
@@ -300,7 +303,7 @@ async def test_packets_at_places_that_are_not_theirs_are_not_believed(world: Dou
         for number, form in enumerate(
             [
                 points.payload(real, 7),  # under another id
-                points.payload(other._replace(fingerprint=ADDRESS), 7),  # at another address
+                points.payload(other, 7) | {"address": ADDRESS.hex()},  # at another address
                 points.payload(real._replace(time=START + 900 * HOUR), 7),  # at another time
             ]
         ):

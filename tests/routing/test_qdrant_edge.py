@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import fcntl
 import sys
@@ -56,9 +57,12 @@ class EdgeWorld(RoutingWorld):
         # Somebody with access to the files, while the process that owns them is away.
         await self._owner._worker(self._owner._end)
         shard = qd.EdgeShard.load(str(self.path))
-        entry = entry._replace(raw=raw)
         place = UUID(bytes=entry.id[: points.ID])
-        payload = {**points.payload(entry, 7), "seq": entry.time % 1_000_000 + 1000}
+        payload = {
+            **points.payload(entry, 7),
+            "raw": base64.b64encode(raw).decode(),
+            "seq": entry.time % 1_000_000 + 1000,
+        }
         shard.update(
             qd.UpdateOperation.upsert_points(
                 [qd.Point(place, dict(points.vectors(entry)), payload)]
