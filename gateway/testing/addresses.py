@@ -30,7 +30,7 @@ class UrlConformance:
     #: A URL at which nothing listens, if the engine connects to anything.
     nobody = ""
     #: Seconds after which ``open`` has given that up.
-    patience = 15.0
+    patience = 60.0
 
     def test_a_wrong_url_is_explained(self) -> None:
         assert self.wrong

@@ -107,7 +107,7 @@ class RoutingConformance(ABC):
     """What every engine does."""
 
     #: Seconds that a single thing may take.
-    patience = 15.0
+    patience = 60.0
     #: Seconds after which what has not come is not coming.
     quiet = 0.3
     #: Packets for the longer tests.

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import shutil
 import subprocess
 import tempfile
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import pytest
 from confluent_kafka import KafkaException, Message, Producer
@@ -57,6 +59,19 @@ COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies
 
 
 PARTITIONS = 4  # what librdkafka's cluster makes
+#: Waits that librdkafka has between attempts, made short.
+QUICK = "".join(
+    f"&rdkafka.{name}.ms={milliseconds}"
+    for name, milliseconds in (
+        ("fetch.wait.max", 20),
+        ("fetch.error.backoff", 20),
+        ("retry.backoff", 20),
+        ("reconnect.backoff", 20),
+        ("reconnect.backoff.max", 200),
+        ("topic.metadata.refresh.fast.interval", 20),
+        ("heartbeat.interval", 200),
+    )
+)
 
 
 def write(servers: str, topic: str, partition: int, raws: Sequence[bytes]) -> None:
@@ -106,6 +121,37 @@ def mock_cluster(brokers: int = 1) -> Iterator[str]:
     found = owner.list_topics(timeout=10).brokers.values()
     yield ",".join(f"{broker.host}:{broker.port}" for broker in found)
     owner.flush(0)
+
+
+class Producers:
+    """Makes producers in advance: librdkafka gets the id of an idempotent one only half a second
+    after it was made. In place of ``confluent_kafka.Producer`` in :mod:`gateway.routing.kafka`.
+    """
+
+    #: How many are ready at most.
+    ready = 4
+
+    def __init__(self) -> None:
+        self._made: deque[tuple[Producer, dict[str, Any], list[Callable[..., None]]]] = deque()
+
+    def __call__(self, config: dict[str, Any], logger: object) -> Producer:
+        """One of those, if they are for the same; and another for later."""
+        own = {key: value for key, value in config.items() if key not in ("error_cb", "client.id")}
+        while self._made and self._made[0][1] != own:
+            self._made.popleft()
+        while len(self._made) <= self.ready:
+            told: list[Callable[..., None]] = []
+            callback = functools.partial(self._tell, told)
+            producer = Producer({**own, "error_cb": callback}, logger=logger)
+            self._made.append((producer, own, told))
+        producer, _, told = self._made.popleft()
+        told.append(config["error_cb"])
+        return producer
+
+    @staticmethod
+    def _tell(told: Sequence[Callable[..., None]], error: object) -> None:
+        for callback in told:
+            callback(error)
 
 
 # --- the real thing ----------------------------------------------------------------------
@@ -242,7 +288,7 @@ class BrokerWorld(Medium):
     """A medium on a broker that can be killed, and asks for a login at another port."""
 
     def __init__(self, broker: Broker, folder: Path) -> None:
-        super().__init__(broker.servers, folder, "&timeout=1.5")
+        super().__init__(broker.servers, folder, f"&timeout=1.5{QUICK}")
         self.broker = broker
 
     async def fail(self) -> None:

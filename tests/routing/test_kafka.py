@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.routing import Context, EngineUrl
+from gateway.routing import Context, EngineUrl, kafka
 from gateway.routing.feed import MAX_POSITION
 from gateway.routing.kafka import MARK, KafkaFeed, Place, decode, encode, mark_of
 from gateway.routing.kafka_settings import Settings
@@ -31,10 +31,7 @@ from gateway.testing import (
 )
 from qis_edge import Domain
 from qis_edge.core.errors import RoutingError
-from tests.routing.kafka import KAFKA_URL, Medium, mock_cluster
-
-#: The cluster holds each fetch for as long as it is told, also when something comes.
-QUICK = "&rdkafka.fetch.wait.max.ms=20"
+from tests.routing.kafka import KAFKA_URL, QUICK, Medium, Producers, mock_cluster
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +40,16 @@ def servers() -> Iterator[str]:
         yield found
 
 
+@pytest.fixture(scope="module")
+def producers() -> Producers:
+    return Producers()
+
+
 class OnMock:
     @pytest.fixture(autouse=True)
-    def _servers(self, servers: str) -> None:
+    def _servers(self, servers: str, producers: Producers, monkeypatch: pytest.MonkeyPatch) -> None:
         self.servers = servers
+        monkeypatch.setattr(kafka, "Producer", producers)
 
     @contextlib.asynccontextmanager
     async def world(self, folder: Path) -> AsyncIterator[Medium]:

@@ -20,7 +20,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined] # not exported
 )
 from cryptography.hazmat.primitives import serialization
 
-from gateway.routing import Context, EngineUrl, Entry, Interest, open_engine
+from gateway.routing import Context, EngineUrl, Entry, Interest, kafka, open_engine
 from gateway.routing.feed import Chunk
 from gateway.routing.kafka import KafkaFeed
 from gateway.routing.kafka_settings import Logger
@@ -36,7 +36,7 @@ from gateway.testing import (
 )
 from gateway.testing.entries import ADDRESS, STRANGER
 from qis_edge.core.errors import RoutingError
-from tests.routing.kafka import Broker, BrokerWorld, only
+from tests.routing.kafka import Broker, BrokerWorld, Producers, only
 
 LOGIN = 'org.apache.kafka.common.security.plain.PlainLoginModule required user_user="right";'
 PATIENCE = 20.0
@@ -77,6 +77,16 @@ def _pkcs8(key: bytes) -> bytes:
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
+
+
+@pytest.fixture(scope="module")
+def producers() -> Producers:
+    return Producers()
+
+
+@pytest.fixture(autouse=True)
+def _ready_producers(producers: Producers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kafka, "Producer", producers)
 
 
 class OnBroker:
