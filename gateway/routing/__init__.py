@@ -78,5 +78,11 @@ def _point(scheme: str) -> EntryPoint:
 def _install(point: EntryPoint) -> str:
     """What to install: the extras that the entry point names, or the scheme's own."""
     package = point.dist.name if point.dist is not None else "qis-edge"
-    extras = ",".join(point.extras) or point.name
+    extras = _extras(point) or point.name
     return f"pip install '{package}[{extras}]'"
+
+
+def _extras(point: EntryPoint) -> str:
+    """Those in brackets. (``EntryPoint.extras`` of Python 3.11 splits at hyphens, too.)"""
+    _, _, rest = point.value.partition("[")
+    return ",".join(name.strip() for name in rest.rstrip(" ]").split(",") if name.strip())

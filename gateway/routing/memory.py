@@ -16,13 +16,12 @@ from weakref import WeakValueDictionary
 
 from gateway.routing.base import (
     Context,
-    Cursor,
     EngineStatus,
     Entry,
     Interest,
     check_query,
 )
-from gateway.routing.following import Coverage, LogSubscription, Slice
+from gateway.routing.following import Coverage, LogEngine, Slice
 from gateway.routing.nearest import Candidate, nearest, to_bytes
 from gateway.routing.url import EngineUrl
 from qis_edge.core.errors import RoutingError
@@ -43,7 +42,7 @@ class _Store:
     """What the engines of one name share."""
 
     def __init__(self) -> None:
-        self.token = os.urandom(4)
+        self.token = os.urandom(8)
         self.last = 0
         self.log: list[tuple[int, Entry]] = []
         self.ids: set[bytes] = set()
@@ -92,11 +91,12 @@ class _Store:
 _shared: WeakValueDictionary[str, _Store] = WeakValueDictionary()
 
 
-class MemoryEngine:
+class MemoryEngine(LogEngine):
     """See :class:`gateway.routing.base.RoutingLayer`."""
 
     def __init__(self, url: EngineUrl, context: Context | None = None) -> None:  # noqa: ARG002 - nothing here comes from others
         """:raises RoutingError: the URL names a host or has options."""
+        super().__init__()
         url.only(())
         if url.hosts:
             raise RoutingError(f"{url}: has no host", hint="write memory: or memory:NAME")
@@ -107,18 +107,16 @@ class MemoryEngine:
             self._store = _Store()
             if self._name:
                 _shared[self._name] = self._store
+        self._token = self._store.token
         self._opened = False
-        self._following: set[LogSubscription] = set()
-
-    @property
-    def incarnation(self) -> str:
-        """See :class:`gateway.routing.base.RoutingLayer`."""
-        return self._data.token.hex()
 
     @property
     def _data(self) -> _Store:
         assert self._store is not None
         return self._store
+
+    async def _last(self) -> int:
+        return self._ready().last
 
     def _ready(self) -> _Store:
         if not self._opened:
@@ -132,8 +130,7 @@ class MemoryEngine:
     async def close(self) -> None:
         """See :class:`gateway.routing.base.RoutingLayer`. What it holds stays with the object."""
         self._opened = False
-        for subscription in list(self._following):
-            subscription.stop()
+        self._stop_following()
 
     async def deposit(self, entries: Sequence[Entry]) -> int:
         """See :class:`gateway.routing.base.RoutingLayer`."""
@@ -162,19 +159,6 @@ class MemoryEngine:
         by_position = {kept.position: kept.entry for kept in found}
         return [by_position[key] for key in nearest([_candidates(found)], vector, limit)]
 
-    def follow(
-        self, interests: frozenset[Interest], after: Cursor | None = None
-    ) -> LogSubscription:
-        """See :class:`gateway.routing.base.RoutingLayer`."""
-        self._ready()
-        subscription = LogSubscription(self, interests, after, self._following.discard)
-        self._following.add(subscription)
-        return subscription
-
-    async def cursor(self) -> Cursor:
-        """See :class:`gateway.routing.base.RoutingLayer`."""
-        return self.cursor_at(self._ready().last)
-
     async def expire(self, now: int) -> int:
         """See :class:`gateway.routing.base.RoutingLayer`."""
         return self._ready().expire(now)
@@ -185,17 +169,6 @@ class MemoryEngine:
         return EngineStatus(self.url, self._opened, len(self._data.log), detail=detail)
 
     # --- the log, for its subscriptions ------------------------------------------------
-
-    def cursor_at(self, position: int) -> Cursor:
-        """The store's token, then the position."""
-        return self._data.token + position.to_bytes(8)
-
-    async def begin(self, after: Cursor | None) -> int:
-        """0 where the cursor is not of this store."""
-        if after is None or len(after) != 12 or after[:4] != self._data.token:
-            return 0
-        position = int.from_bytes(after[4:])
-        return position if position <= self._data.last else 0
 
     async def read(self, interests: frozenset[Interest], after: int) -> Slice:
         """The next few hundred entries after a position."""

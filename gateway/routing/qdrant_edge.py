@@ -21,13 +21,12 @@ import cbor2
 
 from gateway.routing.base import (
     Context,
-    Cursor,
     EngineStatus,
     Entry,
     Interest,
     check_query,
 )
-from gateway.routing.following import Coverage, LogSubscription, Slice
+from gateway.routing.following import Coverage, LogEngine, Slice
 from gateway.routing.url import EngineUrl
 from qis_edge.core.errors import RoutingError
 from qis_edge.worker import Worker
@@ -41,16 +40,16 @@ FIRST_WAIT = 5.0
 AGAIN_WAIT = 1.0
 
 _SHARD = "gateway.routing.qdrant_shard"
-_TOKEN = 4  # bytes of a cursor that name the shard
 
 
-class QdrantEdgeEngine:
+class QdrantEdgeEngine(LogEngine):
     """See :class:`gateway.routing.base.RoutingLayer`."""
 
     def __init__(self, url: EngineUrl, context: Context | None = None) -> None:
         """:raises RoutingError: there is no path, there is a host or an option, or the
         embedded engine is not installed.
         """
+        super().__init__()
         # Only the other process loads it: it takes 35 MB.
         if importlib.util.find_spec("qdrant_edge") is None:
             raise RoutingError(
@@ -68,14 +67,10 @@ class QdrantEdgeEngine:
         self.path = ((folder or Path()) / url.path).absolute()
         self._owner: _Owner | None = None
         self._opening = asyncio.Lock()
-        self._following: set[LogSubscription] = set()
-        self._token = b""
         self._error = ""
 
-    @property
-    def incarnation(self) -> str:
-        """See :class:`gateway.routing.base.RoutingLayer`."""
-        return self._token.hex()
+    async def _last(self) -> int:
+        return self._ready().last
 
     def _ready(self) -> _Owner:
         if self._owner is None:
@@ -103,8 +98,7 @@ class QdrantEdgeEngine:
     async def close(self) -> None:
         """See :class:`gateway.routing.base.RoutingLayer`."""
         async with self._opening:
-            for subscription in list(self._following):
-                subscription.stop()
+            self._stop_following()
             owner, self._owner = self._owner, None
             if owner is not None:
                 await owner.leave()
@@ -139,19 +133,6 @@ class QdrantEdgeEngine:
         values = [float(value) for value in vector]
         return _entries(await self._ask("nearest", asked, limit, values))
 
-    def follow(
-        self, interests: frozenset[Interest], after: Cursor | None = None
-    ) -> LogSubscription:
-        """See :class:`gateway.routing.base.RoutingLayer`."""
-        self._ready()
-        subscription = LogSubscription(self, interests, after, self._following.discard)
-        self._following.add(subscription)
-        return subscription
-
-    async def cursor(self) -> Cursor:
-        """See :class:`gateway.routing.base.RoutingLayer`."""
-        return self.cursor_at(self._ready().last)
-
     async def expire(self, now: int) -> int:
         """See :class:`gateway.routing.base.RoutingLayer`. In slices, between which others come."""
         dropped = 0
@@ -171,18 +152,6 @@ class QdrantEdgeEngine:
         return EngineStatus(self.url, not self._error, packets, size, refused, self._error)
 
     # --- the log, for its subscriptions ------------------------------------------------
-
-    def cursor_at(self, position: int) -> Cursor:
-        """The shard's token, then the position: 4 bytes and 1 to 8."""
-        size = max((position.bit_length() + 7) // 8, 1)
-        return self._token[:_TOKEN] + position.to_bytes(size)
-
-    async def begin(self, after: Cursor | None) -> int:
-        """0 where the cursor is not of this shard, or of a future that it has lost."""
-        if not after or after[:_TOKEN] != self._token[:_TOKEN] or len(after) > _TOKEN + 8:
-            return 0
-        position = int.from_bytes(after[_TOKEN:])
-        return position if position <= self._ready().last else 0
 
     async def read(self, interests: frozenset[Interest], after: int) -> Slice:
         """The next few hundred entries after a position."""

@@ -31,14 +31,13 @@ from gateway.routing.base import (
     ALL_BITS,
     HEADS,
     Context,
-    Cursor,
     EngineStatus,
     Entry,
     Interest,
     check_query,
     framed_id,
 )
-from gateway.routing.following import Coverage, LogSubscription, Slice
+from gateway.routing.following import Coverage, LogEngine, Slice
 from gateway.routing.nearest import Candidate, nearest
 from gateway.routing.url import EngineUrl
 from qis_edge.core.errors import RoutingError, StoreError
@@ -65,7 +64,6 @@ MAX_BUCKETS = 65_536
 
 #: Bytes of the id that are stored: enough that nobody makes two alike.
 ID_STORED = 16
-_TOKEN = 4  # bytes of a cursor that name the database
 
 SCHEMA = Schema(
     name="routing database",
@@ -105,7 +103,7 @@ _ENTRY = partial(tuple.__new__, Entry)
 _INSERT = "INSERT OR IGNORE INTO packets VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 
 
-class SqliteEngine:
+class SqliteEngine(LogEngine):
     """See :class:`gateway.routing.base.RoutingLayer`.
 
     The option ``busy`` is the seconds to wait for another process's transaction (5).
@@ -113,6 +111,7 @@ class SqliteEngine:
 
     def __init__(self, url: EngineUrl, context: Context | None = None) -> None:
         """:raises RoutingError: there is no path, or there is a host."""
+        super().__init__()
         url.only({"busy"})
         if url.hosts or not url.path:
             raise RoutingError(
@@ -127,16 +126,16 @@ class SqliteEngine:
         self._file: SqliteFile | None = None
         self._opening = asyncio.Lock()
         self._watch = _Watch(self._version)
-        self._following: set[LogSubscription] = set()
-        self._token = b""
         self._error = ""
         # Each connection is used on a thread of its own, and never by the event loop.
         self._threads: tuple[Worker, Worker] | None = None
 
-    @property
-    def incarnation(self) -> str:
-        """See :class:`gateway.routing.base.RoutingLayer`."""
-        return self._token.hex()
+    async def _last(self) -> int:
+        return await self._read(SqliteFile.last)
+
+    def _ready(self) -> None:
+        if self._file is None:
+            raise RoutingError(f"{self.url}: not open")
 
     # --- threads -----------------------------------------------------------------------
 
@@ -187,8 +186,7 @@ class SqliteEngine:
     async def close(self) -> None:
         """See :class:`gateway.routing.base.RoutingLayer`."""
         async with self._opening:
-            for subscription in list(self._following):
-                subscription.stop()
+            self._stop_following()
             await self._watch.stop()
             if self._file is None or self._threads is None:
                 return
@@ -230,20 +228,6 @@ class SqliteEngine:
         find = SqliteFile.newest_of if interest.bits == ALL_BITS else SqliteFile.newest_within
         return await self._read(lambda file: find(file, interest, limit, least, confidence))
 
-    def follow(
-        self, interests: frozenset[Interest], after: Cursor | None = None
-    ) -> LogSubscription:
-        """See :class:`gateway.routing.base.RoutingLayer`."""
-        if self._file is None:
-            raise RoutingError(f"{self.url}: not open")
-        subscription = LogSubscription(self, interests, after, self._following.discard)
-        self._following.add(subscription)
-        return subscription
-
-    async def cursor(self) -> Cursor:
-        """See :class:`gateway.routing.base.RoutingLayer`."""
-        return self.cursor_at(await self._read(SqliteFile.last))
-
     async def expire(self, now: int) -> int:
         """See :class:`gateway.routing.base.RoutingLayer`. In slices, between which others write."""
         dropped = 0
@@ -260,18 +244,6 @@ class SqliteEngine:
         return EngineStatus(self.url, not self._error, packets, size, refused, self._error)
 
     # --- the log, for its subscriptions ------------------------------------------------
-
-    def cursor_at(self, position: int) -> Cursor:
-        """The database's token, then the position: 4 bytes and 1 to 8."""
-        size = max((position.bit_length() + 7) // 8, 1)
-        return self._token[:_TOKEN] + position.to_bytes(size)
-
-    async def begin(self, after: Cursor | None) -> int:
-        """0 where the cursor is not of this database, or of a future that it has lost."""
-        if not after or after[:_TOKEN] != self._token[:_TOKEN] or len(after) > _TOKEN + 8:
-            return 0
-        position = int.from_bytes(after[_TOKEN:])
-        return position if position <= await self._read(SqliteFile.last) else 0
 
     async def read(self, interests: frozenset[Interest], after: int) -> Slice:
         """The next few hundred entries after a position."""
