@@ -6,12 +6,16 @@ import json
 import math
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 
 from gateway.demo.__main__ import main
 from gateway.demo.scenario import FULL, HOUR, SHORT, STATIONS, Scenario, readings
+
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 @pytest.mark.parametrize("scenario", [FULL, SHORT], ids=["full", "short"])
@@ -52,6 +56,11 @@ def test_the_short_demonstration(tmp_path: Path) -> None:
     assert figures["frames"] > 0
     assert figures["estimate_mae"] <= figures["hold_last_mae"] / 2
     assert math.isfinite(figures["hold_last_mae"])
+    picture = ET.parse(tmp_path / "demo.svg").getroot()
+    drawn = Counter(
+        one.get("class") for one in picture.iter(f"{SVG}path") if "L" in one.get("d", "")
+    )
+    assert drawn == {"real": 3, "hidden": 2, "held": 2, "ours": 2, "n0": 1, "n1": 1, "n2": 1}
     assert "is killed (-9)" in done.stdout
     assert "error of the peers' estimate" in done.stdout
 

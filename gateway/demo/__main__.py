@@ -13,9 +13,11 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+from gateway.demo import journal
 from gateway.demo.measure import Figures, measure
+from gateway.demo.picture import Sample, draw
 from gateway.demo.processes import BOTH, ENGINE, LOSS, RADIO_RATE, RADIOS, Field
-from gateway.demo.scenario import FULL, SHORT, STATIONS, Scenario
+from gateway.demo.scenario import FULL, SHORT, STATIONS, Scenario, readings
 from gateway.routing import open_engine
 from qis_edge.control import request
 from qis_edge.core.errors import QisError, RoutingError
@@ -26,6 +28,8 @@ LEAD = 1.5
 WEEK = 7 * 86400
 #: Real seconds for the last packets to arrive.
 DRAIN = 45.0
+#: Real seconds between two looks at the nodes, and between lines where nobody watches live.
+LOOK, TELL = 1.0, 5.0
 
 
 class Demo:
@@ -35,7 +39,8 @@ class Demo:
         self.scenario = scenario
         self.field = Field(folder, scenario, engine)
         self._anchor = 0.0
-        self._said = 0.0
+        self._looked = self._said = 0.0
+        self._samples: list[Sample] = []
         self._bytes_in = 0
         self._live = sys.stdout.isatty()
 
@@ -150,13 +155,18 @@ class Demo:
         while (left := hour - self._hour()) > 0:
             self.field.check()
             now = time.monotonic()
-            if now - self._said >= (1.0 if self._live else 5.0):
-                self._said = now
-                self._progress()
+            if now - self._looked >= LOOK:
+                self._looked = now
+                line = self._look()
+                if self._live or now - self._said >= TELL:
+                    self._said = now
+                    self._tell(line)
             time.sleep(min(0.2, left * self.scenario.seconds_per_hour))
 
-    def _progress(self) -> None:
-        parts = []
+    def _look(self) -> str:
+        """Ask all how they are; gives a line of it."""
+        parts, waiting = [], {}
+        hour = self._hour()
         for station in STATIONS:
             status = self.field.status(station)
             if status is None:
@@ -164,14 +174,30 @@ class Demo:
                 continue
             outbox = status["outbox"]
             backlog = outbox["made"] - outbox["packed"] + outbox["unreceipted"]
+            waiting[station] = backlog
             parts.append(f"{station} made {outbox['made']:4}, to go {backlog:3}")
         status = self.field.status("gateway")
         routed = sum(e["packets"] or 0 for e in status["engines"]) if status else 0
-        line = f"{self._date(self._hour())}  {' | '.join(parts)} | routed {routed} packets"
+        self._samples.append(Sample(hour, waiting))
+        return f"{self._date(hour)}  {' | '.join(parts)} | routed {routed} packets"
+
+    def _tell(self, line: str) -> None:
         if self._live:
             print(f"\r\x1b[K{line}", end="", flush=True)
         else:
             print(line, flush=True)
+
+    def picture(self) -> str:
+        """What happened, drawn: SVG."""
+        estimates = {
+            station: {
+                line["time"]: line["values"]["temperature"]
+                for line in journal.read(self.field.journal(station))
+                if "temperature" in line["values"]
+            }
+            for station in STATIONS
+        }
+        return draw(self.scenario, readings("temperature"), estimates, self._samples)
 
     def _say(self, text: str, hour: int | None = None) -> None:
         start = "\r\x1b[K" if self._live else ""
@@ -275,15 +301,17 @@ def main(arguments: list[str] | None = None) -> int:
         engine = checked(given.engine)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        figures = Demo(scenario, folder.resolve(), given.engine).run()
+        demo = Demo(scenario, folder.resolve(), given.engine)
+        figures = demo.run()
     except QisError as error:
         print(f"\nerror: {error}\nfix: {error.hint or f'the logs are in {folder}'}")
         return 1
     (given.build / "demo.json").write_text(
         json.dumps({"engine": engine, **figures.as_json()}, indent=2) + "\n"
     )
+    (given.build / "demo.svg").write_text(demo.picture())
     print(f"\n{table(figures, scenario)}\n\n  routed by {engine}")
-    print(f"  → {given.build / 'demo.json'}; logs in {folder}")
+    print(f"  → {given.build}/demo.json and demo.svg, a picture of it; logs in {folder}")
     for line in (wrong := verdict(figures)):
         print(f"  ✗ {line}")
     return 1 if wrong else 0
