@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHON
 
 .NOTPARALLEL:
-.PHONY: help demo test lint types layers pytest hil bench torture deps setup setup-dev clean
+.PHONY: help demo test lint types layers pytest hil audit bench torture fuzz deps setup setup-dev clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
@@ -19,7 +19,7 @@ demo: setup ## the whole loop on real weather readings, in about a minute; ENGIN
 	@$(PY) -m gateway.demo $(if $(ENGINE),--engine '$(ENGINE)')
 
 test: HIL := --emulated
-test: lint layers types pytest hil ## everything that is checked, checked
+test: lint layers types pytest hil audit ## everything that is checked, checked
 
 lint: setup-dev ## style (ruff)
 	@$(PY) -m ruff check --quiet
@@ -38,12 +38,19 @@ pytest: setup-dev ## the tests; ARGS="-k outbox" chooses some
 hil: setup-dev ## the tests on two radios, real ones if they are plugged in; ARGS="--emulated": docs/hil.md
 	@$(PY) -m pytest hil $(HIL) $(ARGS)
 
+audit: setup-dev ## known vulnerabilities of what is installed (pip-audit)
+	@$(PY) tools/audit.py
+
 bench: ## measure; BENCH=name chooses one; results in build/bench/
 	@sh tools/setup.sh gateway,mesh,dev,bench || sh tools/setup.sh gateway,mesh,dev # without LXMF, then
 	@for bench in $(or $(subst -,_,$(BENCH)),$(BENCHES)); do echo "$$bench"; $(PY) -m tests.bench.$$bench || exit 1; done
 
 torture: setup-dev ## kill -9 the stores 1,000 times and look; ARGS="--kills 100"; build/torture.json
 	@$(PY) -m tests.torture $(ARGS)
+
+fuzz: ## fuzz every decoder, FUZZ_SECONDS=60 each; ARGS="packet" chooses; build/fuzz.json
+	@sh tools/setup.sh gateway,mesh,dev,fuzz
+	@$(PY) -m tests.fuzz $(ARGS)
 
 deps: ## install what only root can: python3-venv, mosquitto, redis, nats
 	@sh tools/deps.sh

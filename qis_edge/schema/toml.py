@@ -70,13 +70,15 @@ def parse_document(text: str, path: Path) -> Document:
     """
     try:
         values = tomllib.loads(text)
+        lines = key_lines(text)
     except tomllib.TOMLDecodeError as error:
         raise _syntax(path, str(error), text) from None
     except (ValueError, RecursionError) as error:
         # tomllib lets these out: a number of thousands of digits, brackets nested too deep.
+        # What it just manages may be too deep for the scanner, which asks it about keys.
         kind = "nested too deep" if isinstance(error, RecursionError) else "a number is too long"
         raise _unreadable(path, kind) from None
-    return Document(path, values, {k: Place(str(path), n) for k, n in key_lines(text).items()})
+    return Document(path, values, {k: Place(str(path), n) for k, n in lines.items()})
 
 
 def _read_one(path: Path, hint: str | None) -> Document:
@@ -276,8 +278,11 @@ class _Scanner:
         return path
 
     def _note(self, path: KeyPath, line: int) -> None:
-        for end in range(1, len(path) + 1):
-            self.lines.setdefault(path[:end], line)
+        # Where a key has its line, so have those around it.
+        for end in range(len(path), 0, -1):
+            if path[:end] in self.lines:
+                break
+            self.lines[path[:end]] = line
 
     def _skip(self, pattern: re.Pattern[str]) -> None:
         if match := pattern.match(self.text, self.at):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import tomllib
+from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qis_edge.core.errors import ConfigError
 from qis_edge.schema.text import toml, toml_key
-from qis_edge.schema.toml import key_lines
+from qis_edge.schema.toml import key_lines, parse_document
 
 
 def test_lines_of_keys() -> None:
@@ -68,3 +72,11 @@ def test_every_key_of_a_document_has_its_line(tree: dict[str, Any]) -> None:
     assert tomllib.loads(text) == tree
     for number, key in enumerate(tree, start=1):
         assert lines[key,] == number
+
+
+@pytest.mark.parametrize(("open_", "close"), [("[", "]"), ('{"x"=', "}"), ('[{"x"=', "}]")])
+def test_no_depth_is_more_than_an_error(open_: str, close: str) -> None:
+    """What the parser just manages, the scanner of places may not, for it is deeper in calls."""
+    for depth in range(120, 480):  # about the interpreter's limit, whoever calls
+        with contextlib.suppress(ConfigError):
+            parse_document(f"a={open_ * depth}1{close * depth}", Path("deep.toml"))
