@@ -30,7 +30,9 @@ from qis_edge.keys import FleetFile, read_key
 from qis_edge.link_making import make_links
 from qis_edge.links.base import Link, Role, link_status
 from qis_edge.logs import set_up_logging
+from qis_edge.service.supervise import Supervisor
 from qis_edge.tasks import run_daemon, until
+from qis_edge.terminal import plural
 from qis_edge.worker import Disk
 
 log = logging.getLogger(__name__)
@@ -181,6 +183,7 @@ class Station:
                 stop,
                 self.watch.run(),
                 self._keep_house(),
+                self._supervisor().run(),
                 *(work for front in self.fronts for work in front.work(answers)),
                 *(drain.run() for drain in self.drains),
             )
@@ -232,6 +235,26 @@ class Station:
             disk.close()
 
     # - looking in
+
+    def _supervisor(self) -> Supervisor:
+        return Supervisor(
+            {"the spool": self._say, "the fleet's database": self._ask_fleet},
+            {"the look after the fleet": lambda: self.watch.rounds},
+        )
+
+    async def _say(self) -> str:
+        """One line for the service manager, for which the spool must answer."""
+        spool = await self.disk(self.spool.status)
+        up = sum(front.link.up for front in self.fronts)
+        away = sum(drain.away is not None for drain in self.drains)
+        return (
+            f"{up} of {plural(len(self.fronts), 'link')} up, "
+            f"{plural(spool.packets, 'packet')} in the spool, "
+            + (f"{plural(away, 'routing engine')} away" if away else "every routing engine there")
+        )
+
+    async def _ask_fleet(self) -> str:
+        return await self.fleet_disk(str)
 
     async def status(self, _: Mapping[str, Any]) -> dict[str, Any]:
         """What ``qis-gateway status`` shows of a running gateway. Times in unix seconds."""

@@ -44,6 +44,7 @@ class FleetWatch:
         self._disk = disk
         self._clock = clock
         self._fronts = fronts
+        self.rounds = 0  # that they go on shows that the gateway lives
 
     async def run(self) -> None:
         """Take in, for ever, what other processes do to the fleet, and write our counts."""
@@ -57,6 +58,7 @@ class FleetWatch:
                 pass
             for front in self._fronts:
                 front.desk.nudge(time.monotonic())
+            self.rounds += 1
 
     async def refresh(self) -> None:
         """Look once; new credentials and lists go out to those whom they concern."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import faulthandler
 import logging
 import signal
 from collections.abc import Awaitable, Callable, Coroutine
@@ -43,6 +45,10 @@ def run_daemon(serve: Callable[[asyncio.Event], Awaitable[None]]) -> int:
             loop.add_signal_handler(number, stop.set)
         await serve(stop)
 
+    if not faulthandler.is_enabled():
+        # What systemd's watchdog ends says where it hung; unless there is no standard error.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            faulthandler.enable()
     try:
         asyncio.run(main())
     except QisError:

@@ -97,7 +97,7 @@ def test_it_has_our_packages_and_nothing_else(files: dict[str, bytes]) -> None:
     tops = {name.partition("/")[0] for name in files}
     assert tops == {"qis_edge", "gateway", "devices", f"qis_edge-{PROJECT['version']}.dist-info"}
     kinds = {Path(name).suffix for name in files if ".dist-info/" not in name}
-    assert kinds <= {".py", ".typed", ".toml", ".csv", ".gz", ".md"}
+    assert kinds <= {".py", ".typed", ".toml", ".csv", ".gz", ".md", ".service", ".conf"}
     assert not [name for name in files if "test" in Path(name).parts]
 
 
@@ -112,6 +112,8 @@ def test_it_has_our_packages_and_nothing_else(files: dict[str, bytes]) -> None:
         "devices/domains/soil_moisture.toml",
         "gateway/testing/__init__.py",
         "qis_edge/testing/links.py",
+        "qis_edge/service/units/qis-edge.service",
+        "qis_edge/service/units/qis-gateway.service",
     ],
 )
 def test_what_others_need_ships(files: dict[str, bytes], name: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qis_edge.cli.program import Verb, add_link_radio, add_state, make_parser, run
+from qis_edge.cli.verbs import config_verbs, service_verbs
 
 
 def _init(parser: ArgumentParser) -> None:
@@ -167,21 +168,6 @@ def _hub(parser: ArgumentParser) -> None:
     )
 
 
-CONFIG_VERBS = (
-    Verb(
-        "sample",
-        "print a configuration with every setting explained",
-        "gateway.cli.configuring:gateway_sample",
-        config=False,
-    ),
-    Verb(
-        "show",
-        "say what is set, in which file or variable",
-        "gateway.cli.configuring:gateway_show",
-        json=True,
-    ),
-)
-
 VERBS = (
     Verb(
         "init",
@@ -189,11 +175,12 @@ VERBS = (
         "gateway.cli.setup:init",
         _init,
     ),
-    Verb("config", "show the configuration, or a sample of one", verbs=CONFIG_VERBS),
+    config_verbs("gateway"),
     Verb("check", "say all that is wrong", "gateway.cli.setup:check", json=True),
     Verb("run", "run the gateway in the foreground", "gateway.cli.running:run"),
     Verb("status", "say how the gateway is doing", "gateway.cli.looking:status", json=True),
     Verb("nodes", "list the nodes, and who asks to join", "gateway.cli.looking:nodes", json=True),
+    service_verbs("gateway"),
     Verb("permit", "let nodes ask to join for a while", "gateway.cli.joining:permit", _permit),
     Verb("approve", "make a node of one who asks to join", "gateway.cli.joining:approve", _approve),
     Verb("revoke", "take a key out of the fleet", "gateway.cli.joining:revoke", _revoke),

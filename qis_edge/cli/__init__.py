@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qis_edge.cli.program import Verb, add_link_radio, add_state, make_parser, run
+from qis_edge.cli.verbs import config_verbs, service_verbs
 
 
 def _init(parser: ArgumentParser) -> None:
@@ -198,21 +199,6 @@ RADIO_VERBS = (
     ),
 )
 
-CONFIG_VERBS = (
-    Verb(
-        "sample",
-        "print a configuration with every setting explained",
-        "qis_edge.cli.configuring:node_sample",
-        config=False,
-    ),
-    Verb(
-        "show",
-        "say what is set, in which file or variable",
-        "qis_edge.cli.configuring:node_show",
-        json=True,
-    ),
-)
-
 VERBS = (
     Verb(
         "init",
@@ -220,7 +206,7 @@ VERBS = (
         "qis_edge.cli.setup:init",
         _init,
     ),
-    Verb("config", "show the configuration, or a sample of one", verbs=CONFIG_VERBS),
+    config_verbs("qis_edge"),
     Verb("check", "say all that is wrong", "qis_edge.cli.setup:check", json=True),
     Verb("run", "run the node in the foreground", "qis_edge.cli.running:run", _run, json=True),
     Verb("status", "say how the node is doing", "qis_edge.cli.looking:status", json=True),
@@ -232,6 +218,7 @@ VERBS = (
         json=True,
     ),
     Verb("enroll", "join the fleet", "qis_edge.cli.joining:enroll", _enroll, json=True),
+    service_verbs("qis_edge"),
     Verb("radio", "configure, list and try Meshtastic radios", verbs=RADIO_VERBS),
     Verb(
         "radio-sim",

@@ -9,9 +9,9 @@ from typing import Any
 
 from qis_edge.cli.program import OK, print_json
 from qis_edge.config import NodeConfig, default_path, overlay
-from qis_edge.schema import load
+from qis_edge.schema import load, text
 from qis_edge.schema.base import dotted
-from qis_edge.schema.text import sample, toml
+from qis_edge.schema.text import toml
 from qis_edge.schema.toml import Document, KeyPath
 from qis_edge.terminal import table
 
@@ -23,24 +23,24 @@ _OPTION = re.compile(
 _SECRET = re.compile(r"(?i)pass|secret|token|key|psk|pwd|credential")
 
 
-def node_sample(args: argparse.Namespace) -> int:
+def sample(args: argparse.Namespace) -> int:
     """Print a configuration of a node with everything explained."""
     del args
     return print_sample(NodeConfig)
 
 
-def node_show(args: argparse.Namespace) -> int:
+def show(args: argparse.Namespace) -> int:
     """Say what is set, and where."""
-    return show(args, NodeConfig, "edge")
+    return print_settings(args, NodeConfig, "edge")
 
 
 def print_sample(cls: type) -> int:
     """Print a sample of a configuration."""
-    print(sample(cls), end="")
+    print(text.sample(cls), end="")
     return OK
 
 
-def show(args: argparse.Namespace, cls: type, role: str) -> int:
+def print_settings(args: argparse.Namespace, cls: type, role: str) -> int:
     """Print what the files and the environment set, each with its place.
 
     :raises ConfigError: something is wrong with it.

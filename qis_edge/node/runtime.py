@@ -33,9 +33,11 @@ from qis_edge.node.membership import Membership
 from qis_edge.node.sensing import Sensing
 from qis_edge.node.timekeeping import Timekeeper, boot_id, boot_seconds
 from qis_edge.node.uplink import Uplink
+from qis_edge.service.supervise import Supervisor
 from qis_edge.store.inbox import Inbox, Limits
 from qis_edge.store.outbox import Outbox
 from qis_edge.tasks import run_daemon, until
+from qis_edge.terminal import plural
 from qis_edge.worker import Disk
 
 log = logging.getLogger(__name__)
@@ -56,6 +58,7 @@ class Node:
         self.config = config
         state = config.node.state
         self.started = time.time()
+        self.rounds = 0  # of housekeeping: that they go on shows that the node lives
         self.identity = read_key(state / "node.key")
         self.fleet = FleetFile.read(state / "fleet.toml")
         self.domain = config.situation.load_domain()
@@ -202,6 +205,7 @@ class Node:
                 self.asking.run(),
                 self.sensing.run(),
                 self._keep_house(),
+                Supervisor({"the store": self._say}, {"housekeeping": lambda: self.rounds}).run(),
             )
 
     async def _end_work(self) -> None:
@@ -228,9 +232,19 @@ class Node:
                 raise
             except StoreError:  # said already
                 pass
+            self.rounds += 1
             await asyncio.sleep(LOOK)
 
     # - looking in
+
+    async def _say(self) -> str:
+        """One line for the service manager, for which the store must answer."""
+        outbox = await self.disk(self.outbox.stats)
+        return (
+            f"{self._used.url} is {'up' if self._used.up else 'down'}; "
+            f"{plural(outbox.waiting, 'outcome')} waiting, "
+            f"{plural(outbox.open_packets, 'packet')} without a receipt"
+        )
 
     @property
     def _used(self) -> Link:

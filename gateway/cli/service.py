@@ -1,0 +1,30 @@
+"""``qis-gateway service install``, ``remove`` and ``show``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from gateway.config import load_gateway
+from qis_edge.cli.service import install_service, remove_service, show_service
+from qis_edge.link_config import LinksConfig
+
+
+def _look(path: Path) -> tuple[Path, LinksConfig]:
+    config = load_gateway(path, full=False)
+    return config.gateway.state, config.links
+
+
+def install(args: argparse.Namespace) -> int:
+    """Make a service of the gateway."""
+    return install_service(args, _look)
+
+
+def remove(args: argparse.Namespace) -> int:
+    """Take the service away."""
+    return remove_service(args)
+
+
+def show(args: argparse.Namespace) -> int:
+    """Print the unit."""
+    return show_service(args, _look)
