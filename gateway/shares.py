@@ -3,9 +3,9 @@
 An honest node has at most a window of packets under way (``custody.window``), and sends no
 more until they are answered. So where frames pile up, and most of them are of one sender,
 it is that one who floods. Of a batch that is full a sender gets half; who wants more in
-several such batches in a row heeds no answers, and gets a sixteenth for as long as it goes
-on. What is over that is passed over before it costs anything. A batch that is not full is
-nobody's at the expense of another.
+several such batches in a row heeds no answers, and gets a sixteenth of a full one of every
+batch, for as long as it goes on. What is over that is passed over before it costs much. Of
+others, a batch that is not full is taken whole.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class Shares:
     def __init__(self, full: int) -> None:
         self._full = full
         self._senders: OrderedDict[bytes, _Sender] = OrderedDict()
+        self._flooding: set[bytes] = set()
 
     def split(
         self, batch: Sequence[Received], now: float
@@ -53,13 +54,16 @@ class Shares:
 
         :param now: monotonic seconds.
         """
-        if len(batch) < self._full:
+        full = len(batch) >= self._full
+        for kid in [kid for kid in self._flooding if self._is_over(kid, now)]:
+            self._forget(kid)
+        if not full and not self._flooding:
             return batch, ()
         counts = Counter(one.claimed for one in batch if one.claimed is not None)
         shares = {
             kid: share
             for kid, count in counts.items()
-            if (share := self._share(kid, count, now)) < count
+            if (share := self._share(kid, count, now, full)) < count
         }
         if not shares:
             return batch, ()
@@ -76,30 +80,45 @@ class Shares:
                 beyond.append(one)
         return within, beyond
 
-    def _share(self, kid: bytes, count: int, now: float) -> int:
+    def _share(self, kid: bytes, count: int, now: float, full: bool) -> int:
+        if self._is_over(kid, now):
+            self._forget(kid)
         sender = self._senders.get(kid)
-        if sender is not None and now >= sender.seen + FORGIVEN:
-            del self._senders[kid]
-            sender = None
-        fair = self._full // SHARE
-        floods = sender is not None and sender.floods
-        share = self._full // FLOODING_SHARE if floods else fair
-        if count <= share:
-            if sender is not None and not floods:
-                sender.row = 0
+        if sender is not None and sender.floods:
+            share = self._full // FLOODING_SHARE
+            if count > share:
+                sender.seen = now
             return share
+        share = self._full // SHARE
+        if not full or count <= share:
+            if sender is not None and full:
+                sender.row = 0
+            return max(share, count)
         if sender is None:
             sender = self._senders[kid] = _Sender()
             if len(self._senders) > _MOST:
-                self._senders.popitem(last=False)
+                self._forget(next(iter(self._senders)))
         sender.seen = now
         sender.row += 1
-        if not floods and sender.row >= IN_A_ROW:
-            sender.floods = True
-            log.warning(
-                "node %s floods: little of what it sends is taken while others wait; "
-                "if it goes on: qis-gateway revoke %s",
-                kid.hex(),
-                kid.hex(),
-            )
+        if sender.row >= IN_A_ROW:
+            self._floods(kid, sender)
         return share
+
+    def _is_over(self, kid: bytes, now: float) -> bool:
+        sender = self._senders.get(kid)
+        return sender is not None and now >= sender.seen + FORGIVEN
+
+    def _floods(self, kid: bytes, sender: _Sender) -> None:
+        sender.floods = True
+        self._flooding.add(kid)
+        log.warning(
+            "node %s floods: little of what it sends is taken while it goes on; "
+            "if that is no mistake: qis-gateway revoke %s",
+            kid.hex(),
+            kid.hex(),
+        )
+
+    def _forget(self, kid: bytes) -> None:
+        if self._senders.pop(kid).floods:
+            self._flooding.discard(kid)
+            log.info("node %s floods no more", kid.hex())

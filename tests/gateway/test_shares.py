@@ -51,6 +51,16 @@ def test_who_floods_is_held_to_a_small_share(caplog: pytest.LogCaptureFixture) -
     assert f"qis-gateway revoke {FLOODER.hex()}" in caplog.text
 
 
+def test_it_is_held_to_it_in_batches_that_are_not_full_too() -> None:
+    shares = Shares(FULL)
+    for _ in range(IN_A_ROW):
+        taken(shares, batch(120, others=8))
+    found = taken(shares, batch(50, others=10, size=60))
+    assert (found[FLOODER], sum(found.values())) == (8, 18)
+    frames = batch(0, others=20, size=100)
+    assert shares.split(frames, 1.0) == (frames, ())
+
+
 def test_who_exceeds_its_share_now_and_then_does_not_flood() -> None:
     shares = Shares(FULL)
     for number in range(30):
@@ -58,12 +68,16 @@ def test_who_exceeds_its_share_now_and_then_does_not_flood() -> None:
         assert found[FLOODER] >= 60
 
 
-def test_who_stops_is_forgiven() -> None:
+def test_who_stops_is_forgiven(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     shares = Shares(FULL)
     for number in range(10):
         taken(shares, batch(120, others=8), number * 0.01)
     assert taken(shares, batch(64, others=8), 1.0)[FLOODER] == FULL // 16
     assert taken(shares, batch(64, others=8), 1.0 + FORGIVEN)[FLOODER] == 64
+    assert caplog.text.count("floods no more") == 1
+    frames = batch(100, others=1, size=101)
+    assert shares.split(frames, 20.0) == (frames, ())
 
 
 def test_where_nobody_says_who_sends_nothing_is_passed_over() -> None:
