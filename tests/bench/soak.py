@@ -450,21 +450,20 @@ def folders() -> Iterator[tuple[Path, Path]]:
 
 async def measure(plan: Plan) -> dict[str, Any]:
     """Carry out a plan."""
-    with folders() as (disk, quick):
-        with broker_in(disk) as (url, restart):
-            run = Run(plan, disk, quick, url)
-            try:
-                await run.begin()
-                sent = await run.go(restart)
-                latencies = await run.end()
-                return await run.figures(sent, latencies)
-            except BaseException:
-                for log in quick.glob("crowd-*"):
-                    print(log.name, said(log)[-1000:], file=sys.stderr)
-                print(said(disk / "base" / "log")[-2000:], file=sys.stderr)
-                raise
-            finally:
-                run.close()
+    with folders() as (disk, quick), broker_in(disk) as (url, restart):
+        run = Run(plan, disk, quick, url)
+        try:
+            await run.begin()
+            sent = await run.go(restart)
+            latencies = await run.end()
+            return await run.figures(sent, latencies)
+        except BaseException:
+            for log in quick.glob("crowd-*"):
+                print(log.name, said(log)[-1000:], file=sys.stderr)
+            print(said(disk / "base" / "log")[-2000:], file=sys.stderr)
+            raise
+        finally:
+            run.close()
 
 
 def main() -> None:
