@@ -1,4 +1,4 @@
-"""Real hubs, each a process of its own on the loopback."""
+"""Hubs on the loopback: processes of their own, and in this one."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
-from gateway.routing import Entry, RoutingLayer, open_engine
+from gateway.hub import Certificate, Hub, Listening, Tokens
+from gateway.routing import Context, Entry, RoutingLayer, open_engine
+from gateway.routing.base import Accept
 from gateway.testing import RoutingWorld
 from tests.mosquitto import free_port
 
 TOKEN = "a-token-for-gateways-0123456789"
 READER = "a-token-that-may-only-read-0123"
+TOKENS = f"base {TOKEN}\nreader {READER} read\n"
 
 
 class HubProcess:
@@ -25,9 +30,7 @@ class HubProcess:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.port = free_port()
-        self.tokens = folder / "hub.tokens"
-        self.tokens.write_text(f"# who may ask\n\nbase {TOKEN}\nreader {READER} read\n")
-        self.tokens.chmod(0o600)
+        self.tokens = tokens_of(folder, f"# who may ask\n\n{TOKENS}")
         self.engine = engine
         self.more = more
         self.process: subprocess.Popen[bytes] | None = None
@@ -80,16 +83,20 @@ class HubProcess:
 
 
 class HubWorld(RoutingWorld):
-    """Gateways that have nothing but a hub, which has SQLite."""
+    """Gateways that have nothing but a hub, which has SQLite.
 
-    def __init__(self, folder: Path) -> None:
-        self.hub = HubProcess(folder / "hub", "sqlite:routing.db", "--keep")
-        self.hub.start()
-        self.url = self.hub.url
+    :param port: where it listens.
+    :param state: of the hub.
+    """
+
+    def __init__(self, port: int, state: Path) -> None:
+        self.url = f"http://127.0.0.1:{port}?token={TOKEN}&timeout=3"
+        self._port = port
+        self._state = state
 
     async def write(self, entry: Entry, raw: bytes) -> None:
         # With access to the hub's file: it drops what is not what it was deposited as.
-        db = sqlite3.connect(self.hub.folder / "routing.db", isolation_level=None)
+        db = sqlite3.connect(self._state / "routing.db", isolation_level=None)
         with contextlib.closing(db):
             fingerprint = entry.fingerprint
             db.execute("INSERT OR IGNORE INTO buckets (fingerprint) VALUES (?)", (fingerprint,))
@@ -105,11 +112,48 @@ class HubWorld(RoutingWorld):
                 "UPDATE facts SET value = (SELECT max(seq) FROM packets) WHERE name = 'last'"
             )
 
+    def intruder(self) -> RoutingLayer:
+        return open_engine(f"http://127.0.0.1:{self._port}?token=s3cret-and-wrong")
+
+
+class HubProcessWorld(HubWorld):
+    """The hub is a process, which can be killed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.hub = HubProcess(folder / "hub", "sqlite:routing.db", "--keep")
+        self.hub.start()
+        super().__init__(self.hub.port, self.hub.folder)
+
     async def fail(self) -> None:
         await asyncio.to_thread(self.hub.kill)
 
     async def heal(self) -> None:
         await asyncio.to_thread(self.hub.start)
 
-    def intruder(self) -> RoutingLayer:
-        return open_engine(f"http://127.0.0.1:{self.hub.port}?token=s3cret-and-wrong")
+
+def tokens_of(folder: Path, text: str = TOKENS) -> Path:
+    """The file of the hub's tokens."""
+    path = folder / "hub.tokens"
+    path.write_text(text)
+    path.chmod(0o600)
+    return path
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    folder: Path,
+    engine: str = "memory:",
+    check: Accept = Entry.parse,
+    certificate: Certificate | None = None,
+    **more: Any,
+) -> AsyncIterator[tuple[Hub, str]]:
+    """A hub in this process, and its address."""
+    made = open_engine(engine, Context(check, folder, "hub"))
+    hub = Hub(made, Tokens(tokens_of(folder)), check, **more)
+    listening = Listening(hub, "127.0.0.1", 0, certificate)
+    await hub.start()
+    await listening.start()
+    try:
+        yield hub, f"{'https' if certificate else 'http'}://127.0.0.1:{listening.address[1]}"
+    finally:
+        await listening.close()

@@ -18,7 +18,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import pytest
 from confluent_kafka import KafkaException, Message, Producer
@@ -33,8 +33,6 @@ from gateway.testing import FeedWorld, RoutingWorld
 from gateway.testing.entries import ADDRESS
 from tests.mosquitto import free_port
 from tests.routing.server import Server
-
-Suite = TypeVar("Suite")
 
 KAFKA_URL = os.environ.get("KAFKA_URL", "")
 VERSION = "4.2.0"
@@ -302,17 +300,3 @@ class BrokerWorld(Medium):
         return open_engine(
             f"kafka://user:s3cret@127.0.0.1:{port}?sasl_mechanism=PLAIN", self.context("intruder")
         )
-
-
-def only(*names: str) -> Callable[[type[Suite]], type[Suite]]:
-    """Of a suite, these tests alone."""
-
-    def choose(suite: type[Suite]) -> type[Suite]:
-        inherited = [name for name in dir(suite) if name.startswith("test_")]
-        assert {*names} <= {*inherited}
-        for name in inherited:
-            if name not in names:
-                setattr(suite, name, None)
-        return suite
-
-    return choose

@@ -14,15 +14,30 @@ from gateway.testing import (
     SpoolConformance,
     UrlConformance,
 )
-from tests.routing.hub import HubWorld
+from tests.routing.choose import beyond
+from tests.routing.hub import HubProcessWorld, HubWorld, serving
 
 
-class TestHub(DurableConformance, MediumConformance, LoginConformance, SpoolConformance):
+class TestHub(MediumConformance, LoginConformance):
+    """In this process, which starts sooner."""
+
     expires = False  # the hub does it, by its own clock
 
     @contextlib.asynccontextmanager
     async def world(self, folder: Path) -> AsyncIterator[RoutingWorld]:
-        world = HubWorld(folder)
+        state = folder / "hub"
+        state.mkdir()
+        async with serving(state, "sqlite:routing.db", keep=True) as (_, place):
+            yield HubWorld(int(place.rpartition(":")[2]), state)
+
+
+@beyond(TestHub)
+class TestHubProcess(DurableConformance, SpoolConformance):
+    expires = False
+
+    @contextlib.asynccontextmanager
+    async def world(self, folder: Path) -> AsyncIterator[RoutingWorld]:
+        world = HubProcessWorld(folder)
         try:
             yield world
         finally:

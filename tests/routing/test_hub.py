@@ -22,44 +22,17 @@ from hypothesis import strategies as st
 from gateway import hub as module
 from gateway.cli.hub import checker
 from gateway.fleet import Fleet
-from gateway.hub import Certificate, Hub, Listening, Tokens
-from gateway.routing import EVERYTHING, Context, Entry, Interest, open_engine
+from gateway.hub import Certificate, Tokens
+from gateway.routing import EVERYTHING, Context, Interest, open_engine
 from gateway.routing import hub_wire as wire
-from gateway.routing.base import MAX_CURSOR, Accept
+from gateway.routing.base import MAX_CURSOR
 from gateway.testing import collect, eventually, make_entry
 from gateway.testing.entries import ADDRESS, STRANGER, accept, entries_of
 from qis_edge.core.cbor import dumps
 from qis_edge.core.errors import KeyFileError, Reason, Refused, RoutingError
 from qis_edge.core.identity import Identity
 from tests.cli.kit import command
-from tests.routing.hub import READER, TOKEN, HubProcess
-
-
-def tokens_of(folder: Path, text: str = f"base {TOKEN}\nreader {READER} read\n") -> Path:
-    path = folder / "hub.tokens"
-    path.write_text(text)
-    path.chmod(0o600)
-    return path
-
-
-@contextlib.asynccontextmanager
-async def serving(
-    folder: Path,
-    engine: str = "memory:",
-    check: Accept = Entry.parse,
-    certificate: Certificate | None = None,
-    **more: Any,
-) -> AsyncIterator[tuple[Hub, str]]:
-    """A hub in this process, and its address."""
-    made = open_engine(engine, Context(check, folder, "hub"))
-    hub = Hub(made, Tokens(tokens_of(folder)), check, **more)
-    listening = Listening(hub, "127.0.0.1", 0, certificate)
-    await hub.start()
-    await listening.start()
-    try:
-        yield hub, f"{'https' if certificate else 'http'}://127.0.0.1:{listening.address[1]}"
-    finally:
-        await listening.close()
+from tests.routing.hub import READER, TOKEN, HubProcess, serving, tokens_of
 
 
 @contextlib.asynccontextmanager

@@ -36,7 +36,8 @@ from gateway.testing import (
 )
 from gateway.testing.entries import ADDRESS, STRANGER
 from qis_edge.core.errors import RoutingError
-from tests.routing.kafka import Broker, BrokerWorld, Producers, only
+from tests.routing.choose import only
+from tests.routing.kafka import Broker, BrokerWorld, Producers
 
 LOGIN = 'org.apache.kafka.common.security.plain.PlainLoginModule required user_user="right";'
 PATIENCE = 20.0
