@@ -9,7 +9,7 @@ answers ``query`` and ``follow``, and passes the feed's packets through ``Contex
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from gateway.routing.base import Entry
 
@@ -92,6 +92,23 @@ class Feed(Protocol):
 
     async def size(self) -> int | None:
         """About how many packets it holds; ``None`` where it cannot say cheaply.
+
+        :raises RoutingError: it is away.
+        """
+        ...
+
+
+@runtime_checkable
+class ForgetfulFeed(Feed, Protocol):
+    """A feed whose medium forgets what is not published again, so that the view is where
+    packets are kept: what is deposited is on its disk when the deposit returns, and the view
+    publishes again what it has until it expires."""
+
+    #: Seconds after which a packet is to be published again.
+    renewal: float
+
+    async def renew(self, entries: Sequence[Entry]) -> None:
+        """As ``publish``, at leisure; called while that runs.
 
         :raises RoutingError: it is away.
         """

@@ -9,6 +9,10 @@ is lost with the file: delete it, and it is read again from the feed's beginning
 The view is therefore not synced to disk at each commit. What a power cut takes from it
 comes again from the feed, at new numbers: the view numbers on with a gap when it was not
 closed, so that a cursor of before never skips what came again.
+
+Of a feed that forgets (:class:`gateway.routing.feed.ForgetfulFeed`) the view is where packets
+are kept: it is synced, a deposit waits for that, and :mod:`gateway.routing.renewal` publishes
+them again.
 """
 
 from __future__ import annotations
@@ -29,8 +33,9 @@ from typing import NamedTuple, TypeVar
 
 from gateway.database import GatewayDatabase
 from gateway.routing.base import Accept, Context, Cursor, EngineStatus, Entry, Interest
-from gateway.routing.feed import MAX_POSITION, Feed, Position
+from gateway.routing.feed import MAX_POSITION, Feed, ForgetfulFeed, Position
 from gateway.routing.following import LogSubscription
+from gateway.routing.renewal import Renewal
 from gateway.routing.sqlite import ID_STORED, SCHEMA, SqliteEngine, SqliteFile
 from gateway.routing.url import EngineUrl
 from qis_edge.core.errors import Reason, Refused, RoutingError
@@ -107,10 +112,11 @@ class _Sorted(NamedTuple):
 class _ViewFile(SqliteFile):
     """The view's file. Each method names the thread that it is for."""
 
-    def __init__(self, path: Path, *, busy: float) -> None:
+    def __init__(self, path: Path, *, busy: float, synced: bool) -> None:
         remedy = "delete it: it is read again from the engine"
         super().__init__(path, VIEW_SCHEMA, busy=busy, remedy=remedy)
-        self.writer.execute("PRAGMA synchronous=NORMAL")
+        if not synced:
+            self.writer.execute("PRAGMA synchronous=NORMAL")
         if self.writer.unclean:
             self.writer.execute("UPDATE facts SET value = value + ? WHERE name = 'last'", (GAP,))
         #: Unix seconds: what expired by then does not come in again.
@@ -257,11 +263,12 @@ class _View(SqliteEngine):
     What was published is written behind the deposit's back; who reads waits for that.
     """
 
-    def __init__(self, url: str, folder: Path) -> None:
+    def __init__(self, url: str, folder: Path, *, synced: bool) -> None:
         scheme = url.partition(":")[0]
         name = _NAME.format(scheme, hashlib.sha256(url.encode()).hexdigest()[:12])
         super().__init__(EngineUrl("sqlite", None, None, (), name, {}), Context(folder=folder))
         self.url = url
+        self._synced = synced
         self._filter = _Filter()
         self._filling: asyncio.Task[None] | None = None
         self._putting: asyncio.Task[None] | None = None
@@ -304,7 +311,7 @@ class _View(SqliteEngine):
         return await super()._write(work)
 
     def _make_file(self) -> SqliteFile:
-        return _ViewFile(self.path, busy=self._busy)
+        return _ViewFile(self.path, busy=self._busy, synced=self._synced)
 
     async def place(self) -> _Place:
         return await self._read(lambda file: _of(file).place())
@@ -330,10 +337,14 @@ class _View(SqliteEngine):
         return dropped
 
     async def put(self, entries: Sequence[Entry]) -> None:
-        """Returns at once. Should it fail, the feed brings them."""
+        """Returns at once, unless synced. Should it fail, the feed brings them."""
         await self._settled()
         for entry in entries:
             self._filter.add(entry.id)
+        if self._synced:
+            await self._write(lambda file: _of(file).put(entries))
+            self._watch.nudge()
+            return
         self._put_now = {entry.id: entry for entry in entries}
         self._putting = asyncio.create_task(self._put(entries))
 
@@ -346,6 +357,9 @@ class _View(SqliteEngine):
             self._watch.nudge()
         finally:
             self._put_now = {}
+
+    def renewal(self, feed: ForgetfulFeed) -> Renewal:
+        return Renewal(feed, self._read, self._write)
 
     async def begin_anew(self, incarnation: str) -> None:
         await self._write(lambda file: _of(file).begin_anew(incarnation))
@@ -396,7 +410,10 @@ class ViewEngine:
         if folder is None:
             folder = Path(tempfile.mkdtemp(prefix="qis-view-"))
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        self._view = _View(self.url, folder)
+        forgetful = feed if isinstance(feed, ForgetfulFeed) else None
+        self._view = _View(self.url, folder, synced=forgetful is not None)
+        self._renewal = self._view.renewal(forgetful) if forgetful else None
+        self._renewing: asyncio.Task[None] | None = None
         self._opening = asyncio.Lock()
         self._connecting = asyncio.Lock()
         self._depositing = asyncio.Lock()
@@ -441,15 +458,18 @@ class ViewEngine:
                 raise
             if self._reading is None:
                 self._reading = asyncio.create_task(self._read())
+                if self._renewal is not None:
+                    self._renewing = asyncio.create_task(self._renewal.run())
 
     async def close(self) -> None:
         """See :class:`gateway.routing.base.RoutingLayer`."""
         async with self._opening:
-            while self._reading is not None and not self._reading.done():
-                # More than once: a feed may swallow it, as wait_for does before Python 3.12.
-                self._reading.cancel()
-                await asyncio.wait([self._reading], timeout=CANCEL_AGAIN)
-            self._reading = None
+            for task in filter(None, (self._reading, self._renewing)):
+                while not task.done():
+                    # More than once: a feed may swallow it, as wait_for does before Python 3.12.
+                    task.cancel()
+                    await asyncio.wait([task], timeout=CANCEL_AGAIN)
+            self._reading = self._renewing = None
             await self._view.close()
             await self._feed.close()
             self._sorter.close()
