@@ -16,6 +16,7 @@ from qis_edge.config import (
     ClockConfig,
     LogConfig,
     default_path,
+    key_setting,
     overlay,
     state_setting,
 )
@@ -48,12 +49,18 @@ class Gateway:
 
     name: str = setting(NAME, doc="What people call this gateway.", example="base-1")
     state: Path = state_setting("gateway")
+    key: Path | None = key_setting("gateway.key")
     custody: str = setting(
         Choice("spool", "routed"),
         "spool",
         "What a receipt means: the packet is durable in this gateway's ``spool``, or it is "
         "``routed``, in every routing engine.",
     )
+
+    @property
+    def key_file(self) -> Path:
+        """Where the gateway's key is."""
+        return self.key or self.state / "gateway.key"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +85,7 @@ class BrokerConfig:
         "but anybody can then listen to them and be in the way.",
     )
     password_file: Path | None = setting(
-        File(exists=True),
+        File(exists=True, credential=True),
         None,
         "A file of ``name:hash`` lines: who may connect.",
         example="broker.passwords",

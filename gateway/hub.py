@@ -32,6 +32,7 @@ from gateway.routing import hub_wire as wire
 from gateway.routing.base import Accept
 from qis_edge.core.errors import KeyFileError, Refused, RoutingError, UsageError
 from qis_edge.links.backoff import Backoff
+from qis_edge.systemd_credentials import find, is_handed_over
 from qis_edge.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -73,13 +74,13 @@ class Client(NamedTuple):
 
 class Tokens:
     """The tokens of a file: on each line a name, a token, and ``read`` where it may only
-    read. Empty lines and those that begin with ``#`` do not count.
+    read. Empty lines and those that begin with ``#`` do not count. ``credential:NAME`` will do.
 
     :raises KeyFileError: it is missing, can be read by others, or is no such file.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._path = find(path)
         self._clients = self._read()
 
     def reload(self) -> None:
@@ -106,10 +107,7 @@ class Tokens:
                 f"{self._path} cannot be read: {reason}",
                 hint="each line of it is a name and a token, for example of openssl rand -hex 24",
             ) from None
-        handed_over = self._path.absolute().parent == Path(
-            os.environ.get("CREDENTIALS_DIRECTORY", "/nonexistent")
-        )
-        if mode & (stat.S_IRWXG | stat.S_IRWXO) and not handed_over:
+        if mode & (stat.S_IRWXG | stat.S_IRWXO) and not is_handed_over(self._path):
             raise KeyFileError(
                 f"{self._path} can be read or written by others", hint=f"chmod 600 {self._path}"
             )

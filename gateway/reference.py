@@ -35,7 +35,9 @@ Which file is read: the one that `--config FILE` names; else the one that the en
 - A *date* is a TOML date and time with its offset, such as `2013-06-01T00:00:00Z`.
 - A *path* is relative to the folder of the file, and may begin with `~`.
 - *Secrets* are never written here: a setting names the file that has one, and only its owner
-  may read that file.
+  may read that file. Where a setting says so, `"credential:NAME"` is a secret that systemd hands
+  to the service (`LoadCredential=NAME:FILE` in its unit); so it is in the URL of a routing engine
+  (`password_file=credential:NAME`, and the like), and after `qis-gateway hub --tokens`.
 
 ## Several files, and the environment
 

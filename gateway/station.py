@@ -60,7 +60,7 @@ class Station:
         state = config.gateway.state
         self.clock = config.clock.make()
         self.started = time.time()
-        self.identity = read_key(state / "gateway.key")
+        self.identity = read_key(config.gateway.key_file)
         self.fleet_file = FleetFile.read(state / "fleet.toml")
         now = self.clock.now()
         with contextlib.ExitStack() as opened:

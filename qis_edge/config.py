@@ -119,6 +119,16 @@ def state_setting(role: str) -> Any:
     )
 
 
+def key_setting(name: str) -> Any:
+    """The declaration of a key file; both roles have one."""
+    return setting(
+        File(credential=True),
+        None,
+        f"The file of the key that it signs with; ``{name}`` in the state folder, unless given.",
+        example=f"credential:{name}",
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
     """This node."""
@@ -127,6 +137,12 @@ class Node:
         NAME, doc="What people call this node. It stands in its enrolment.", example="field-1"
     )
     state: Path = state_setting("edge")
+    key: Path | None = key_setting("node.key")
+
+    @property
+    def key_file(self) -> Path:
+        """Where the node's key is."""
+        return self.key or self.state / "node.key"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

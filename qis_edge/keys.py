@@ -30,6 +30,7 @@ from qis_edge.core.errors import KeyFileError
 from qis_edge.core.identity import Identity, PublicKey
 from qis_edge.schema import NAME, Scalar, Table, Url, Wrong, load, loads, setting
 from qis_edge.schema.text import toml
+from qis_edge.systemd_credentials import find, is_handed_over
 
 _MAX_KEY_FILE = 4096
 _HEX_KEY = re.compile(r"[0-9a-fA-F]{64}", re.ASCII)
@@ -61,11 +62,12 @@ def write_key(path: Path, identity: Identity, *, what: str = "key") -> None:
 
 
 def read_key(path: Path) -> Identity:
-    """The identity in a key file. A link to one will do.
+    """The identity in a key file. A link to one will do, and so will ``credential:NAME``.
 
     :raises KeyFileError: it is missing, belongs to somebody else, can be read by others, or
         holds no key. The hint is what to do.
     """
+    path = find(path)
     try:
         # Not blocking: opening a pipe would wait for its other end.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -89,7 +91,7 @@ def read_key(path: Path) -> Identity:
 
 def _check_owner(path: Path, found: os.stat_result) -> None:
     """Of what was opened, not of what the path names by now."""
-    if _from_service_manager(path):
+    if is_handed_over(path):
         return
     quoted = shlex.quote(str(path))
     if found.st_uid != os.geteuid():
@@ -103,13 +105,6 @@ def _check_owner(path: Path, found: os.stat_result) -> None:
             f"{path} can be read or written by others (mode {mode:04o})",
             hint=f"chmod 600 {quoted}",
         )
-
-
-def _from_service_manager(path: Path) -> bool:
-    """Whether systemd handed it over: it sees to the access, by a mask that looks like the
-    group's bits (systemd.exec(5), ``LoadCredential=``)."""
-    folder = os.environ.get("CREDENTIALS_DIRECTORY")
-    return bool(folder) and path.absolute().parent == Path(str(folder)).absolute()
 
 
 def _parse_key(path: Path, raw: bytes) -> bytes:

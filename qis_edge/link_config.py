@@ -45,7 +45,7 @@ class MqttConfig:
         Text(), None, "User name, for brokers that ask for one.", example="field-1"
     )
     password_file: Path | None = setting(
-        File(exists=True),
+        File(exists=True, credential=True),
         None,
         "A file whose first line is the password. Only its owner may read it.",
         example="mqtt.password",
@@ -57,13 +57,16 @@ class MqttConfig:
         example="ca.pem",
     )
     cert: Path | None = setting(
-        File(exists=True),
+        File(exists=True, credential=True),
         None,
         "Our certificate, as PEM, for brokers that ask for one.",
         example="node.pem",
     )
     key: Path | None = setting(
-        File(exists=True), None, "The key of our certificate, as PEM.", example="node-key.pem"
+        File(exists=True, credential=True),
+        None,
+        "The key of our certificate, as PEM.",
+        example="node-key.pem",
     )
     server_name: str | None = setting(
         Text(),

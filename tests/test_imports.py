@@ -36,11 +36,11 @@ def load(*modules: str) -> dict[tuple[str, str], bool]:
     command = [sys.executable, "-c", LOAD, *modules]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return {
-        (module, name): installed
-        for module, names in json.loads(done.stdout).items()
-        for name, installed in names
-    }
+    found: dict[tuple[str, str], bool] = {}
+    for module, names in json.loads(done.stdout).items():
+        for name, installed in names:  # modules made at run time have no file: one that has, tells
+            found[module, name] = found.get((module, name), False) or installed
+    return found
 
 
 def names(loaded: dict[tuple[str, str], bool]) -> set[str]:

@@ -44,7 +44,7 @@ def approve(args: argparse.Namespace) -> int:
     if (args.node is None) == (args.request is None):
         raise UsageError("give either a node or --request FILE", field="NODE")
     config = load_gateway(args.config, full=False)
-    issuer = read_key(config.gateway.state / "gateway.key")
+    issuer = read_key(config.gateway.key_file)
     now = config.clock.make().now()
     with opened_fleet(config) as fleet:
         if args.request is not None:

@@ -56,7 +56,7 @@ def _stored_status(config: GatewayConfig) -> dict[str, Any]:
     state = config.gateway.state
     found: dict[str, Any] = {
         "name": config.gateway.name,
-        "kid": read_key(state / "gateway.key").kid.hex(),
+        "kid": read_key(config.gateway.key_file).kid.hex(),
         "site": fleet_file_of(config).site,
         "now": config.clock.make().now(),
         "spool": None,

@@ -50,7 +50,7 @@ def init(args: argparse.Namespace) -> int:
     state = config.gateway.state
     make_folder(state)
     fleet_file, root = _root(args, state)
-    identity, _ = key_at(state / "gateway.key", "gateway key")
+    identity, _ = key_at(config.gateway.key_file, "gateway key")
     if fleet_file is None:
         if root is None:
             raise AssertionError("a fleet without a root")
@@ -195,7 +195,7 @@ def check(args: argparse.Namespace) -> int:
 def _check_keys(config: GatewayConfig, problems: list[dict[str, Any]], good: list[str]) -> None:
     state = config.gateway.state
     with collecting(problems, "keys"):
-        identity = read_key(state / "gateway.key")
+        identity = read_key(config.gateway.key_file)
         fleet_file = FleetFile.read(state / "fleet.toml")
         check_folder(state, problems)
         if (state / "root.key").exists():

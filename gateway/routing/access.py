@@ -46,7 +46,7 @@ def tls_of(url: EngineUrl) -> Tls | None:
         return None
     if "cert_key" in url.options and "cert" not in url.options:
         raise RoutingError(f"{url}: cert_key needs cert")
-    return Tls(*(url.options.get(name) for name in TLS_OPTIONS[1:]))
+    return Tls(*(url.file(name) for name in TLS_OPTIONS[1:]))
 
 
 def password_of(url: EngineUrl) -> str | None:

@@ -2,8 +2,8 @@
 
 ``scheme://user:password@host:port/path?option=value``; file engines also take
 ``scheme:path``. An option may be given as ``option_file=PATH`` instead, whose content is
-then its value: that keeps secrets out of the configuration (and suits systemd's
-``LoadCredential``).
+then its value: that keeps secrets out of the configuration. ``PATH`` may be ``credential:NAME``,
+which systemd hands over.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
-from qis_edge.core.errors import RoutingError
+from qis_edge.core.errors import KeyFileError, RoutingError
+from qis_edge.systemd_credentials import find
 
 _SCHEME = re.compile(r"[a-z][a-z0-9.-]*(\+[a-z0-9.-]+)?")
 _SECRET = re.compile(r"pass|secret|token|key|credential|auth|pwd", re.IGNORECASE)
@@ -90,12 +90,25 @@ class EngineUrl:
         if name in self.options:
             raise RoutingError(f"{self}: both {name} and {name}_file are given")
         try:
-            return Path(file).read_text(encoding="utf-8").strip()
+            return find(file).read_text(encoding="utf-8").strip()
+        except KeyFileError as error:
+            raise RoutingError(f"{self}: {name}_file: {error}", hint=error.hint) from None
         except (OSError, UnicodeDecodeError) as error:
             raise RoutingError(
                 f"{self}: {name}_file cannot be read ({_first_words(error)})",
                 hint="check that it exists and who may read it",
             ) from error
+
+    def file(self, name: str) -> str | None:
+        """The path that an option names.
+
+        :raises RoutingError: systemd handed over no such credential.
+        """
+        given = self.options.get(name)
+        try:
+            return None if given is None else str(find(given))
+        except KeyFileError as error:
+            raise RoutingError(f"{self}: {name}: {error}", hint=error.hint) from None
 
     def __str__(self) -> str:
         """Canonical and without secrets: what ``RoutingLayer.url`` is."""

@@ -79,7 +79,7 @@ def _starting(args: argparse.Namespace) -> str:
 
 
 def _request(config: NodeConfig, args: argparse.Namespace) -> int:
-    identity = read_key(config.node.state / "node.key")
+    identity = read_key(config.node.key_file)
     enrolment = Enrolment.make(identity, config.node.name)
     write_letter(
         args.request,
@@ -108,7 +108,7 @@ def _install(config: NodeConfig, messages: Sequence[bytes]) -> None:
     :raises QisError: they do not lead to the root, or are not about this node.
     """
     state = config.node.state
-    identity = read_key(state / "node.key")
+    identity = read_key(config.node.key_file)
     trust = TrustStore(FleetFile.read(state / "fleet.toml").root)
     now = config.clock.make().now()
     try:
@@ -137,7 +137,7 @@ def stored_standing(config: NodeConfig) -> dict[str, Any]:
     :raises StoreError: the inbox cannot be read.
     """
     state = config.node.state
-    identity = read_key(state / "node.key")
+    identity = read_key(config.node.key_file)
     fleet = FleetFile.read(state / "fleet.toml")
     trust = TrustStore(fleet.root)
     if (state / "inbox.db").exists():

@@ -118,7 +118,7 @@ def _distil(config: NodeConfig, domain: Domain, looks: Sequence[_Look], start: i
 
 def _identity(config: NodeConfig) -> Identity:
     try:
-        return read_key(config.node.state / "node.key")
+        return read_key(config.node.key_file)
     except KeyFileError as error:
         note(f"{error}: the packet is signed with a key that is thrown away")
         return Identity.generate()

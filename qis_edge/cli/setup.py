@@ -20,6 +20,7 @@ from qis_edge.keys import FleetFile, read_key, write_key
 from qis_edge.link_making import check_link
 from qis_edge.schema import loads
 from qis_edge.schema.text import sample, toml
+from qis_edge.systemd_credentials import is_named
 from qis_edge.terminal import plural
 
 # --- init ------------------------------------------------------------------------------
@@ -35,7 +36,7 @@ def init(args: argparse.Namespace) -> int:
     state = existing.node.state if existing else state_folder(args, "edge", path)
     fleet = _fleet(args.fleet, state / "fleet.toml")
     make_folder(state)
-    identity, made = key_at(state / "node.key", "node key")
+    identity, made = key_at(existing.node.key_file if existing else state / "node.key", "node key")
     if not (state / "fleet.toml").exists():
         fleet.write(state / "fleet.toml")
     name = args.name or (existing.node.name if existing else host_name())
@@ -100,7 +101,7 @@ def key_at(path: Path, what: str) -> tuple[Identity, bool]:
 
     :raises KeyFileError: what is there cannot be used; it is never written over.
     """
-    if path.exists():
+    if path.exists() or is_named(path):
         return read_key(path), False
     identity = Identity.generate()
     write_key(path, identity, what=what)
@@ -263,7 +264,7 @@ def _check_state(config: NodeConfig, problems: list[dict[str, Any]], good: list[
     state = config.node.state
     before = len(problems)
     with collecting(problems, "keys"):
-        identity = read_key(state / "node.key")
+        identity = read_key(config.node.key_file)
         fleet = FleetFile.read(state / "fleet.toml")
         good.append(f"{state}: key {identity.kid.hex()}, fleet {fleet.site}")
         check_folder(state, problems)

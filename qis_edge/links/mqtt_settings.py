@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from qis_edge.core.errors import UsageError
+from qis_edge.core.errors import KeyFileError, UsageError
+from qis_edge.systemd_credentials import find, is_handed_over
 
 PORT = 1883
 TLS_PORT = 8883
@@ -153,14 +154,17 @@ class MqttSettings:
         """
         if self.password_file is None:
             return self.password
-        path = self.password_file
+        try:
+            path = find(self.password_file)
+        except KeyFileError as error:
+            raise UsageError(str(error), field="password_file", hint=error.hint) from None
         try:
             mode = path.stat().st_mode
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             why = getattr(error, "strerror", None) or "is not text"
             raise UsageError(f"{path}: {why}", field="password_file") from error
-        if stat.S_IMODE(mode) & 0o077:
+        if stat.S_IMODE(mode) & 0o077 and not is_handed_over(path):
             raise UsageError(
                 f"{path} can be read by others", field="password_file", hint=f"chmod 600 {path}"
             )

@@ -59,7 +59,7 @@ class Node:
         state = config.node.state
         self.started = time.time()
         self.rounds = 0  # of housekeeping: that they go on shows that the node lives
-        self.identity = read_key(state / "node.key")
+        self.identity = read_key(config.node.key_file)
         self.fleet = FleetFile.read(state / "fleet.toml")
         self.domain = config.situation.load_domain()
         with contextlib.ExitStack() as opened:

@@ -8,7 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from qis_edge.core.errors import KeyFileError
 from qis_edge.schema.base import Scalar, Type, Where, Wrong, did_you_mean
+from qis_edge.systemd_credentials import find, is_named, well_formed
 from qis_edge.terminal import harmless
 
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -213,11 +215,16 @@ class File(Type):
     """A path; relative ones are relative to the folder of the configuration file.
 
     :param exists: it must be there (looked at only when the configuration is checked in full).
+    :param credential: it may be a secret that systemd hands over, ``credential:NAME``. One that
+        is not at hand stays as it is written where the configuration is not checked in full.
     """
 
-    def __init__(self, *, exists: bool = False, what: str = "a path") -> None:
+    def __init__(
+        self, *, exists: bool = False, credential: bool = False, what: str = "a path"
+    ) -> None:
         self.exists = exists
-        self.what = what
+        self.credential = credential
+        self.what = f"{what}, or credential:NAME" if credential else what
 
     def describe(self) -> str:
         """See :class:`Type`."""
@@ -229,6 +236,8 @@ class File(Type):
             raise self.mismatch(value)
         if not value or _CONTROLS.search(value):
             raise Wrong("must be a path, neither empty nor with control characters")
+        if self.credential and is_named(value):
+            return _handed_over(value, where)
         try:
             path = where.folder / Path(value).expanduser()
             missing = self.exists and where.full and not path.exists()
@@ -239,6 +248,15 @@ class File(Type):
         if missing:
             raise Wrong(f"there is no {harmless(path, limit=300)}")
         return path
+
+
+def _handed_over(value: str, where: Where) -> Path:
+    try:
+        return find(value)
+    except KeyFileError as error:
+        if where.full or not well_formed(value):
+            raise Wrong(str(error), error.hint) from None
+    return Path(value)
 
 
 class Url(Scalar):
