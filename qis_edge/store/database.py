@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from qis_edge.core.errors import StoreCorrupt, StoreError
-from qis_edge.store.wal import end_is_suspect
+from qis_edge.store.wal import end_is_suspect, frames_taken
 
 #: How long to wait for somebody else's lock on the file before it is an error.
 BUSY_SECONDS = 5.0
@@ -180,9 +180,14 @@ class Database:
         """Before anything is written: the next write begins the log anew."""
         assert self.path is not None
         log = beside(self.path, "-wal")
-        taken = self.row("PRAGMA wal_checkpoint(PASSIVE)")[1]
         try:
-            self.torn = end_is_suspect(log, max(int(taken), 0))
+            taken = int(self.row("PRAGMA wal_checkpoint(PASSIVE)")[1])
+        except StoreCorrupt:
+            raise
+        except StoreError:  # a full disk takes none of it back, but is read
+            taken = frames_taken(beside(self.path, "-shm"))
+        try:
+            self.torn = end_is_suspect(log, max(taken, 0))
             if self.torn:
                 shutil.copyfile(log, beside(self.path, ".torn-wal"))
         except OSError as error:

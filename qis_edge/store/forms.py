@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -209,9 +210,23 @@ class Stats:
     conflicts: int  # packets whose number a gateway knew with other content
 
 
-_ENCODE = json.JSONEncoder(
-    separators=(",", ":"), ensure_ascii=False, allow_nan=False, check_circular=False
-).encode
+def _make_encoder() -> Callable[[object], str]:
+    """:meth:`json.JSONEncoder.encode` makes its C part anew for each call, which costs as
+    much as the encoding: here it is made once, where the interpreter lets us."""
+    encoder = json.JSONEncoder(
+        separators=(",", ":"), ensure_ascii=False, allow_nan=False, check_circular=False
+    )
+    make = getattr(json.encoder, "c_make_encoder", None)
+    if make is None:
+        return encoder.encode
+    text = json.encoder.encode_basestring
+    encode = make(None, encoder.default, text, None, ":", ",", False, False, False)
+    join = "".join
+    return lambda value: join(encode(value, 0))
+
+
+_ENCODE = _make_encoder()
+_TEXT = {str}
 
 
 def body_of(outcome: Outcome) -> bytes:
@@ -220,7 +235,7 @@ def body_of(outcome: Outcome) -> bytes:
     :raises UsageError: a result is not a finite number, a word or missing.
     """
     results: Any = outcome.results
-    if not all(type(label) is str for label in results):
+    if not _TEXT.issuperset(map(type, results)):
         results = list(results.items())
     elif type(results) is not dict:
         results = dict(results)
@@ -240,9 +255,13 @@ def outcome_of(time: int, body: bytes) -> Outcome:
     return Outcome(time, Kind(kind), confidence, samples, named, summary)
 
 
-@lru_cache(maxsize=256)
 def extensions_text(extensions: Extensions) -> str:
     """Extensions as a row holds them (without the floor, which is the packer's)."""
+    return "{}" if extensions is PLAIN else _extensions_text(extensions)
+
+
+@lru_cache(maxsize=256)
+def _extensions_text(extensions: Extensions) -> str:
     form: dict[str, Any] = {}
     if extensions.vector is not None:
         form["vector"] = [float(value) for value in extensions.vector]

@@ -67,6 +67,7 @@ class Outbox(OutboxReader):
         self._copies = copies
         self._notify = notify
         self._tables = Tables(db)
+        self._check_after = min(_UNCHECKED, budget // 64)
         self._unchecked = _UNCHECKED  # look at the first opportunity
 
     # --- opening -----------------------------------------------------------------------
@@ -169,13 +170,45 @@ class Outbox(OutboxReader):
         :raises UsageError: it could never be packed; the error names the field.
         :raises StoreError: the disk does not take it; nothing was kept.
         """
+        if unclocked is None:
+            row = self._arrive(outcome, fingerprint, priority, ttl, extensions)
+            if row is not None:
+                return row
         return self._append(Pending(outcome, fingerprint, priority, ttl, extensions, unclocked))
+
+    def _arrive(
+        self,
+        outcome: Outcome,
+        fingerprint: bytes,
+        priority: int,
+        ttl: int,
+        extensions: Extensions,
+    ) -> int | None:
+        """The quick way, for one of a kind of which some wait already; or ``None``."""
+        body = body_of(outcome)
+        kind = (fingerprint, priority, ttl, extensions_text(extensions))
+        row = self._tables.arrive(outcome.time, body, kind)
+        if row is not None:
+            self._unchecked += len(body) + 64
+            if self._unchecked >= self._check_after:
+                self._tell_dropped(self._watch_budget())
+        return row
 
     def append_many(self, pending: Iterable[Pending]) -> list[int]:
         """Keep several outcomes at once, all or none; see :meth:`append`."""
         work = list(pending)
         if len(work) == 1:
-            return [self._append(work[0])]
+            one = work[0]
+            return [
+                self.append(
+                    one.outcome,
+                    one.fingerprint,
+                    priority=one.priority,
+                    ttl=one.ttl,
+                    extensions=one.extensions,
+                    unclocked=one.unclocked,
+                )
+            ]
         with self._tables.change():
             ids = [self._add(one) for one in work]
             dropped = self._watch_budget()
@@ -183,14 +216,6 @@ class Outbox(OutboxReader):
         return ids
 
     def _append(self, pending: Pending) -> int:
-        validate(pending)
-        if pending.unclocked is None:
-            body = body_of(pending.outcome)
-            row = self._tables.arrive(pending.outcome.time, body, _kind(pending))
-            if row is not None:
-                self._unchecked += len(body) + 64
-                self._tell_dropped(self._watch_budget())
-                return row
         with self._tables.change():
             row = self._add(pending)
             dropped = self._watch_budget()
@@ -354,7 +379,7 @@ class Outbox(OutboxReader):
     def _watch_budget(self) -> Dropped | None:
         """Look at the file's size now and then: looking each time would cost as much as
         appending."""
-        if self._unchecked < min(_UNCHECKED, self._budget // 64):
+        if self._unchecked < self._check_after:
             return None
         self._unchecked = 0
         if self._db.used() <= self._budget:

@@ -32,7 +32,7 @@ KEEP_NOTICES = 64
 LAST_BIT = 62
 
 _MOST_GROUPS = 1024
-_MOST_ARRIVALS = 64
+_MOST_ARRIVALS = 256
 
 
 @dataclass(slots=True)

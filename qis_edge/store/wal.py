@@ -29,6 +29,17 @@ def end_is_suspect(log: Path, taken: int) -> bool:
         return False
 
 
+def frames_taken(index: Path) -> int:
+    """How many frames SQLite took, as the log's index says, which it made when it opened the
+    log (https://www.sqlite.org/walformat.html#wal_index_header, in the machine's own order)."""
+    try:
+        with index.open("rb") as file:
+            header = file.read(48)
+    except OSError:
+        return 0
+    return int(struct.unpack("=I", header[16:20])[0]) if len(header) == 48 else 0
+
+
 def _suspect(file: BinaryIO, taken: int) -> bool:
     header = file.read(_HEADER)
     if len(header) < _HEADER or not any(header):

@@ -120,6 +120,25 @@ def test_opening_on_a_full_disk(small_disk: Path) -> None:
         fill(box, 1)
 
 
+def test_starting_again_while_the_disk_is_full(small_disk: Path) -> None:
+    """The log cannot go back to the file, and is read where it is."""
+    path = small_disk / "outbox.db"
+    (small_disk / "ballast").write_bytes(bytes(300_000))
+    with Outbox.open(path, ME.public) as box:
+        kept = append_until_full(box)
+    assert path.with_name("outbox.db-wal").stat().st_size
+    for _ in range(2):
+        with Outbox.open(path, ME.public) as box:
+            assert everything(box) == kept
+            assert box.notices() == []
+            with pytest.raises(StoreError, match="full"):
+                box.pack(ME)
+    (small_disk / "ballast").unlink()
+    with Outbox.open(path, ME.public) as box:
+        assert box.pack(ME)
+        assert conserved(box.stats())
+
+
 @pytest.mark.parametrize("clean", [True, False])
 def test_a_disk_that_became_read_only(small_disk: Path, clean: bool) -> None:
     """What the kernel does with a failing card."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from qis_edge.core.outcome import Kind, Outcome
 from qis_edge.core.packet import Extensions, unpack
 from qis_edge.core.receipt import Receipt
 from qis_edge.store import Answer, Candidate, Notice, Outbox, Pending, Priority
+from qis_edge.store.forms import body_of, outcome_of
 from tests.store.kit import (
     ADDRESS,
     ELSEWHERE,
@@ -574,3 +576,21 @@ def test_settings_are_checked(tmp_path: Path) -> None:
         Outbox.open(tmp_path / "x.db", ME.public, budget=1000)
     with pytest.raises(UsageError, match="copies"):
         Outbox.open(tmp_path / "x.db", ME.public, copies=0)
+
+
+def test_rows_are_the_json_that_anybody_would_write() -> None:
+    """The encoder is made once, from parts that the interpreter does not document."""
+    results: dict[str | int, float | str | None] = {
+        "plain": 20.5,
+        "tiny": 1e-7,
+        "whole": 3,
+        'quote "': "déjà\n\u2028",
+        "gone": None,
+    }
+    one = Outcome(T0, Kind.PARTIAL, 0.25, 7, results, "said")
+    row = [1, 0.25, 7, results, "said"]
+    assert body_of(one).decode() == json.dumps(row, separators=(",", ":"), ensure_ascii=False)
+    assert outcome_of(T0, body_of(one)) == one
+    for wrong in float("nan"), float("inf"), object():
+        with pytest.raises(UsageError, match="cannot be kept"):
+            body_of(Outcome(T0, results={"x": wrong}))  # type: ignore[dict-item]  # as said

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from qis_edge.store.wal import end_is_suspect
+from qis_edge.store.database import beside
+from qis_edge.store.wal import end_is_suspect, frames_taken
 
 PAGE = 2048
 FRAME = PAGE + 24
@@ -104,3 +105,18 @@ def test_every_lost_tail_is_noticed_wherever_the_bit_is(crashed: Path) -> None:
         log.write_bytes(data)
         crashed.write_bytes(main)
         assert suspect(crashed), offset
+
+
+def test_the_index_says_how_much_was_taken(tmp_path: Path) -> None:
+    path = tmp_path / "some.db"
+    assert frames_taken(beside(path, "-shm")) == 0
+    db = sqlite3.connect(path, isolation_level=None)
+    db.execute("PRAGMA journal_mode=WAL")
+    db.execute("CREATE TABLE t (x)")
+    for number in range(5):
+        db.execute("INSERT INTO t VALUES (?)", (number,))
+        size = db.execute("PRAGMA page_size").fetchone()[0] + FRAME - PAGE
+        frames = (beside(path, "-wal").stat().st_size - 32) // size
+        assert frames_taken(beside(path, "-shm")) == frames > number
+    assert db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1] == frames
+    db.close()
