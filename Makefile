@@ -32,7 +32,7 @@ types: setup-dev ## types (mypy --strict)
 	@$(PY) -m mypy
 
 pytest: setup-dev ## the tests; ARGS="-k outbox" chooses some
-	@sh tools/deps.sh mosquitto redis-server nats-server || true
+	@sh tools/deps.sh mosquitto redis-server nats-server strace || true
 	@$(PY) -m pytest $(ARGS)
 
 hil: setup-dev ## the tests on two radios, real ones if they are plugged in; ARGS="--emulated": docs/hil.md
@@ -52,7 +52,7 @@ fuzz: ## fuzz every decoder, FUZZ_SECONDS=60 each; ARGS="packet" chooses; build/
 	@sh tools/setup.sh gateway,mesh,dev,fuzz
 	@$(PY) -m tests.fuzz $(ARGS)
 
-deps: ## install what only root can: python3-venv, mosquitto, redis, nats
+deps: ## install what only root can: python3-venv, mosquitto, redis, nats, strace
 	@sh tools/deps.sh
 
 setup:

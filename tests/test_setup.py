@@ -88,7 +88,7 @@ def test_who_may_not_install_is_told_the_command(machine: Machine) -> None:
 
 def test_nothing_is_installed_where_nothing_is_missing(machine: Machine) -> None:
     pythons(machine, python3=FINE)
-    for server in ("mosquitto", "redis-server", "nats-server"):
-        machine.has(server, FINE)
+    for program in ("mosquitto", "redis-server", "nats-server", "strace"):
+        machine.has(program, FINE)
     machine.has("apt-get", "echo called >&2; exit 1")
     assert machine.run("deps.sh") == (0, "", "")

@@ -1,15 +1,15 @@
 #!/bin/sh
-# Install what only root can: Python's venv module, and the servers that the tests run (Mosquitto,
-# Redis, NATS), or only the ones named. Leaves no service enabled or running, and does not touch a
+# Install what only root can: Python's venv module, the servers that the tests run (Mosquitto, Redis,
+# NATS) and strace, or only the ones named. Leaves no service enabled or running, and does not touch a
 # server that was there before. Fails, naming the command to run, where it may not.
 #
-#     sh tools/deps.sh [venv] [mosquitto] [redis-server] [nats-server]
+#     sh tools/deps.sh [venv] [mosquitto] [redis-server] [nats-server] [strace]
 set -eu
 cd "$(dirname "$0")/.."
 
 servers="mosquitto redis-server nats-server" # named alike: package, program and service
 # shellcheck disable=SC2086 # several words are several arguments
-[ $# -gt 0 ] || set -- venv $servers
+[ $# -gt 0 ] || set -- venv $servers strace
 
 has() { [ -x "$(PATH=$PATH:/usr/sbin:/usr/local/sbin command -v "$1" || true)" ]; }
 installed() { dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null | grep -qx installed; }
@@ -26,11 +26,11 @@ for need in "$@"; do
             packages="$packages python$version-venv"
         fi
         ;;
-    mosquitto | redis-server | nats-server)
+    mosquitto | redis-server | nats-server | strace)
         has "$need" || packages="$packages $need"
         ;;
     *)
-        echo "$0: $need: not known here; known are venv $servers" >&2
+        echo "$0: $need: not known here; known are venv $servers strace" >&2
         exit 2
         ;;
     esac
