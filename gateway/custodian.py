@@ -18,6 +18,7 @@ from gateway.words import Origin, origin_of
 from qis_edge.clock import Clock
 from qis_edge.core.errors import Reason, StoreCorrupt, StoreError
 from qis_edge.core.packet import Packet
+from qis_edge.terminal import duration
 from qis_edge.worker import Disk
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ FUTURE_TOLERANCE = 600
 LONGEST_LATER = 3600
 #: What it asks for while the spool is full, and while its disk does not write.
 FULL_LATER, FAULT_LATER = 300, 30
-#: Stores whose equivocations are logged, once each.
+#: Stores whose equivocations are logged, and nodes whose clocks are, once each.
 MAX_ACCUSED = 1024
 
 
@@ -82,6 +83,7 @@ class Custodian:
         self._accepted = accepted
         self._full = False
         self._accused: OrderedDict[Origin, None] = OrderedDict()
+        self._ahead: OrderedDict[bytes, None] = OrderedDict()
 
     async def take(self, packets: Sequence[Packet]) -> None:
         """Commit packets to the spool, then have told what may be told.
@@ -95,12 +97,27 @@ class Custodian:
             ahead = packet.last_time - now
             if ahead > FUTURE_TOLERANCE:
                 self._counts.later += 1
+                self._note_ahead(packet.kid, ahead)
                 self._teller.later(packet, min(LONGEST_LATER, int(ahead)))
             else:
                 taken.append(Intake(packet, now, packet.expires > now))
         if taken:
             await self._commit(taken)
         self._teller.tell()
+
+    def _note_ahead(self, kid: bytes, ahead: float) -> None:
+        """Say it once of each node: it, or this gateway, does not know the time."""
+        if kid not in self._ahead:
+            log.warning(
+                "node %s dates what it sends %s ahead of our clock: one of the two is wrong "
+                "(here: timedatectl status). It is asked to send that later",
+                kid.hex(),
+                duration(ahead),
+            )
+        self._ahead[kid] = None
+        self._ahead.move_to_end(kid)
+        if len(self._ahead) > MAX_ACCUSED:
+            self._ahead.popitem(last=False)
 
     async def _commit(self, taken: list[Intake]) -> None:
         try:

@@ -22,6 +22,7 @@ from gateway.intake import Counts
 from gateway.routing import Context, Entry, RoutingLayer, open_engine
 from gateway.spool import Spool
 from gateway.watch import FleetWatch
+from qis_edge.clock import Steps, SystemClock
 from qis_edge.control import ControlServer
 from qis_edge.core.credential import GATEWAY, NODE
 from qis_edge.core.errors import QisError, Refused, RoutingError, StoreCorrupt, StoreError
@@ -32,13 +33,15 @@ from qis_edge.links.base import Link, Role, link_status
 from qis_edge.logs import set_up_logging
 from qis_edge.service.supervise import Supervisor
 from qis_edge.tasks import run_daemon, until
-from qis_edge.terminal import plural
+from qis_edge.terminal import duration, plural
 from qis_edge.worker import Disk
 
 log = logging.getLogger(__name__)
 
 #: Seconds between rounds of housekeeping, and between its steps.
 HOUSEKEEPING, PAUSE = 60.0, 0.05
+#: Seconds after the clock was set in which nothing is dropped by it.
+DOUBT = 3600.0
 
 
 class Station:
@@ -59,6 +62,8 @@ class Station:
         self.config = config
         state = config.gateway.state
         self.clock = config.clock.make()
+        self.steps = Steps(lambda: self.clock.now())  # noqa: PLW0108 - it may be replaced
+        self._steady_from = 0.0
         self.started = time.time()
         self.identity = read_key(config.gateway.key_file)
         self.fleet_file = FleetFile.read(state / "fleet.toml")
@@ -207,6 +212,8 @@ class Station:
     async def _keep_house(self) -> None:
         while True:
             await asyncio.sleep(HOUSEKEEPING)
+            if not self._clock_is_steady():
+                continue
             now = self.clock.now()
             try:
                 while await self.disk(self.spool.trim, now):  # noqa: ASYNC110 - it does work
@@ -219,6 +226,21 @@ class Station:
                 if drain.opened.is_set() and drain.away is None:
                     with contextlib.suppress(RoutingError):  # its drain will notice
                         await drain.engine.expire(int(now))
+
+    def _clock_is_steady(self) -> bool:
+        """Whether what is old may be dropped by this clock. For a while after somebody has
+        set it, it may be wrong, and what is dropped then would not come back."""
+        moved = self.steps.look() if isinstance(self.clock, SystemClock) else 0.0
+        if moved:
+            self._steady_from = time.monotonic() + DOUBT
+            log.warning(
+                "this machine's clock was set %s by %s: nothing is dropped as too old for %s. "
+                "If that was no correction, set it right: timedatectl status",
+                "forward" if moved > 0 else "back",
+                duration(abs(moved)),
+                duration(DOUBT),
+            )
+        return time.monotonic() >= self._steady_from
 
     async def _close_links(self) -> None:
         await asyncio.gather(*(front.link.close() for front in self.fronts))
@@ -279,6 +301,7 @@ class Station:
             "kid": self.identity.kid.hex(),
             "site": self.fleet_file.site,
             "now": self.clock.now(),
+            "clock_steps": self.steps.count,
             "started": self.started,
             "disk": self.disk.trouble or self.fleet_disk.trouble,
             "permitted_until": self.fleet.permitted_until or None,

@@ -7,8 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
+
+#: What the clock moves by more, against the seconds since boot, is a step: somebody set it.
+STEP = 60.0
+
+
+def boot_seconds() -> float:
+    """Seconds since boot, suspensions included: nobody sets them."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Clock(Protocol):
@@ -49,6 +58,31 @@ class SimulatedClock:
 
     def real(self, seconds: float) -> float:
         return seconds / self.rate
+
+
+class Steps:
+    """Notices that the machine's clock was set while we run.
+
+    :param now: reads it, unix seconds.
+    """
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._zero = now() - boot_seconds()
+        #: How often it was set, and by how much the last time, seconds.
+        self.count = 0
+        self.last = 0.0
+
+    def look(self) -> float:
+        """By how many seconds it was set since the last look: forward is positive, 0 is
+        not at all. Nobody notices what is less than :data:`STEP`."""
+        before, self._zero = self._zero, self._now() - boot_seconds()
+        moved = self._zero - before
+        if abs(moved) <= STEP:
+            return 0.0
+        self.count += 1
+        self.last = moved
+        return moved
 
 
 async def sleep_until(clock: Clock, when: float) -> None:

@@ -17,7 +17,7 @@ from gateway.fleet import Fleet, NodeState, Waiting
 from gateway.routing import Context, Entry, Interest, RoutingLayer, open_engine
 from gateway.spool import Spool, StoreState
 from qis_edge.cli.program import OK, note, print_json
-from qis_edge.cli.showing import ask_status, link_rows, outcome_form, results_text
+from qis_edge.cli.showing import ask_status, clock_rows, link_rows, outcome_form, results_text
 from qis_edge.control import is_running
 from qis_edge.core.credential import NODE
 from qis_edge.core.domain import Domain
@@ -88,6 +88,7 @@ def _show_status(found: dict[str, Any]) -> None:
     ]
     if found.get("disk"):
         rows.append(("warning", found["disk"]))
+    rows += clock_rows(found)
     if (until := found["permitted_until"]) is not None and until > now:
         rows.append(("joining", f"permitted until {moment(until)}"))
     for link in found.get("links", ()):

@@ -7,7 +7,7 @@ import contextlib
 from typing import Any
 
 from qis_edge.cli.program import OK, note, print_json, start_command
-from qis_edge.cli.showing import ask_status, link_rows, outcome_form, results_text
+from qis_edge.cli.showing import ask_status, clock_rows, link_rows, outcome_form, results_text
 from qis_edge.config import NodeConfig, load_node
 from qis_edge.control import is_running, request
 from qis_edge.core.errors import NotRunning, Reason
@@ -70,6 +70,7 @@ def _show_status(found: dict[str, Any]) -> None:
     ]
     if found.get("disk"):
         rows.append(("warning", found["disk"]))
+    rows += clock_rows(found)
     if found.get("address"):
         rows.append(("address", found["address"]))
     for link in found.get("links", ()):
@@ -184,7 +185,7 @@ def _retry(config: NodeConfig, args: argparse.Namespace) -> int:
     except NotRunning:
         outbox = Outbox.open(
             state / "outbox.db",
-            read_key(state / "node.key").public,
+            read_key(config.node.key_file).public,
             budget=config.outbox.budget,
             copies=config.custody.copies,
         )

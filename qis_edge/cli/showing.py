@@ -11,6 +11,7 @@ from qis_edge.cli.program import note, start_command
 from qis_edge.control import request
 from qis_edge.core.errors import NotRunning
 from qis_edge.core.outcome import Outcome
+from qis_edge.terminal import plural
 
 
 def ask_status(
@@ -24,6 +25,17 @@ def ask_status(
         if not args.json:
             note(f"{error}, this is what its state folder says; {error.hint}")
         return found
+
+
+def clock_rows(found: Mapping[str, Any]) -> list[tuple[str, object]]:
+    """What is wrong with a running daemon's clock, and what to do."""
+    if found.get("clock_source") == "nobody":
+        said = "the time is not known: outcomes wait for it (timedatectl status, or a gateway)"
+        return [("warning", said)]
+    if steps := found.get("clock_steps"):
+        said = f"the system's clock was set {plural(steps, 'time')} since the start"
+        return [("warning", f"{said}: timedatectl status")]
+    return []
 
 
 def link_rows(link: Mapping[str, Any]) -> list[tuple[str, object]]:

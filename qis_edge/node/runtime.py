@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from qis_edge.clock import boot_seconds
 from qis_edge.config import NodeConfig
 from qis_edge.control import ControlServer
 from qis_edge.core.credential import TrustStore
@@ -31,13 +32,13 @@ from qis_edge.node.gateways import Gateways
 from qis_edge.node.inbound import Inbound
 from qis_edge.node.membership import Membership
 from qis_edge.node.sensing import Sensing
-from qis_edge.node.timekeeping import Timekeeper, boot_id, boot_seconds
+from qis_edge.node.timekeeping import Timekeeper, boot_id
 from qis_edge.node.uplink import Uplink
 from qis_edge.service.supervise import Supervisor
 from qis_edge.store.inbox import Inbox, Limits
 from qis_edge.store.outbox import Outbox
 from qis_edge.tasks import run_daemon, until
-from qis_edge.terminal import plural
+from qis_edge.terminal import duration, plural
 from qis_edge.worker import Disk
 
 log = logging.getLogger(__name__)
@@ -189,6 +190,11 @@ class Node:
             "drain": self.drain,
             "retry": self.retry,
         }
+        if not self.clock.trusted:
+            log.warning(
+                "the time is not known yet: outcomes are kept, and sent once time "
+                "synchronisation (timedatectl status) or a gateway has told it"
+            )
         control = ControlServer(self.config.node.state, handlers)
         async with contextlib.AsyncExitStack() as ending:  # the last one first
             ending.callback(self.disk.close)
@@ -220,9 +226,7 @@ class Node:
         expire_at = time.monotonic() + HOUSEKEEPING
         while True:
             try:
-                if self.clock.look():
-                    log.info("the system's clock is set")
-                    self.inbound.time_owed = True
+                await self._look_at_clock()
                 if self.inbound.time_owed:
                     await self.inbound.settle_time()
                 if time.monotonic() >= expire_at:
@@ -234,6 +238,22 @@ class Node:
                 pass
             self.rounds += 1
             await asyncio.sleep(LOOK)
+
+    async def _look_at_clock(self) -> None:
+        """Whether somebody set it: then it is known, or what was thought of it was wrong."""
+        steps, before = self.clock.steps, self.clock.steps.count
+        if self.clock.look():
+            log.info("the system's clock is set: outcomes that waited for it get their time")
+            self.inbound.time_owed = True
+        elif steps.count > before and self.clock.source == "system":
+            log.warning(
+                "the system's clock was set %s by %s; outcomes are dated by it, and earlier "
+                "ones keep their dates. If that was no correction: timedatectl status",
+                "forward" if steps.last > 0 else "back",
+                duration(abs(steps.last)),
+            )
+            if self.clock.confirmed:
+                await self.disk(self.outbox.set_clock, int(self.clock.now()))
 
     # - looking in
 
@@ -300,6 +320,8 @@ class Node:
             "site": self.fleet.site,
             "now": self.clock.now(),
             "clock_trusted": self.clock.trusted,
+            "clock_source": self.clock.source,
+            "clock_steps": self.clock.steps.count,
             "disk": self.disk.trouble,
             "started": self.started,
             "enrolled": self.membership.enrolled(self.clock.known),

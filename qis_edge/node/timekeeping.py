@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import time
 from pathlib import Path
 
-from qis_edge.clock import Clock, SystemClock
+from qis_edge.clock import STEP, Clock, Steps, SystemClock, boot_seconds
 
 #: Nobody runs this before it was written: 2026-01-01.
 BUILT = 1_767_225_600
@@ -21,8 +20,6 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _TIMESYNC = Path("/run/systemd/timesync")
 #: A gateway's time that differs by less changes nothing, seconds.
 TOLERANCE = 2.0
-#: What the clock jumps by more is a step: what was timed before belongs to another era.
-STEP = 60.0
 #: Seconds after which whoever sleeps looks at the clock again.
 _LOOK = 30.0
 
@@ -33,11 +30,6 @@ def boot_id() -> str:
         return _BOOT_ID.read_text().strip()
     except OSError:
         return "unknown"
-
-
-def boot_seconds() -> float:
-    """Seconds since boot, suspensions included: what outcomes without a clock carry."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Timekeeper:
@@ -56,6 +48,9 @@ class Timekeeper:
         self._clock = clock
         self._given = synchronised
         self._simulated = not isinstance(clock, SystemClock)
+        self._floor = floor
+        #: How often the system's clock was set since we run, whether it rules or not.
+        self.steps = Steps(lambda: self._clock.now())  # noqa: PLW0108 - the clock may be another one later
         self._teller = b""  # who told the time; nobody in particular while this is empty
         self._stepped = asyncio.Event()
         #: Seconds by which it may be wrong.
@@ -109,13 +104,33 @@ class Timekeeper:
         return True
 
     def look(self) -> bool:
-        """Look whether the system's clock was set from outside since; whether that was news."""
-        if self.offset is None or not (self._given is None and _synchronised()):
+        """Look whether the system's clock was set from outside since; whether we now know
+        the time by it."""
+        moved = 0.0 if self._simulated else self.steps.look()
+        if self.offset is None or self._given is not None:
             return False
-        if self._clock.now() < BUILT:
+        known = _synchronised()
+        if known is None:
+            # Nobody says whether it was set; but it was, just now, and to what may be true.
+            known = bool(moved) and not self.trusted and self._clock.now() >= self._floor
+        if not known or self._clock.now() < BUILT:
             return False
         self._set(None, 0.0, b"")
         return True
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether the system's time synchronisation says that its clock is right."""
+        return (_synchronised() if self._given is None else self._given) is True
+
+    @property
+    def source(self) -> str:
+        """Who says what time it is: ``simulated``, ``system``, ``gateway`` or ``nobody``."""
+        if self._simulated:
+            return "simulated"
+        if self.offset is None:
+            return "system"
+        return "gateway" if self.trusted else "nobody"
 
     def _set(self, offset: float | None, uncertainty: float, teller: bytes) -> None:
         before, untrusted = self.now(), not self.trusted

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from qis_edge.clock import SystemClock
+from qis_edge.clock import SystemClock, boot_seconds
 from qis_edge.core import receipt as receipts
 from qis_edge.core.credential import RevocationList
 from qis_edge.core.domain import Domain
@@ -31,7 +31,7 @@ from qis_edge.node.asking import Asking
 from qis_edge.node.gateways import Gateways
 from qis_edge.node.inbound import Inbound
 from qis_edge.node.membership import Membership
-from qis_edge.node.timekeeping import Timekeeper, boot_id, boot_seconds
+from qis_edge.node.timekeeping import Timekeeper, boot_id
 from qis_edge.node.uplink import Uplink
 from qis_edge.store.forms import Unclocked
 from qis_edge.store.inbox import Inbox

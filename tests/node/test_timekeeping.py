@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from qis_edge.clock import SimulatedClock, SystemClock
+from qis_edge.clock import SimulatedClock, Steps, SystemClock, boot_seconds
 from qis_edge.node import timekeeping
-from qis_edge.node.timekeeping import BUILT, Timekeeper, boot_id, boot_seconds
+from qis_edge.node.timekeeping import BUILT, Timekeeper, boot_id
 
 YEARS = 30 * 365 * 86400
 A, B = b"gatewayA", b"gatewayB"
@@ -154,3 +154,51 @@ def test_the_boots_zero() -> None:
 def test_a_machine_without_boot_ids(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(timekeeping, "_BOOT_ID", tmp_path / "none")
     assert boot_id() == "unknown"
+
+
+# --- steps ---------------------------------------------------------------------------------
+
+
+def test_a_clock_that_is_set_is_a_step_and_one_that_drifts_is_none() -> None:
+    offset = 0.0
+    steps = Steps(lambda: time.time() + offset)
+    assert steps.look() == 0.0
+    for _ in range(5):
+        offset += 50.0  # slowly, look by look
+        assert steps.look() == 0.0
+    offset -= 7200
+    assert steps.look() == pytest.approx(-7200, abs=1)
+    assert steps.look() == 0.0
+    offset += 90
+    assert steps.look() == pytest.approx(90, abs=1)
+    assert (steps.count, round(steps.last)) == (2, 90)
+
+
+def test_who_says_what_time_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Timekeeper(SimulatedClock(0.0, time.time(), 1000.0), 0).source == "simulated"
+    assert Timekeeper(SystemClock(), 0, synchronised=True).source == "system"
+    clock = unset()
+    assert clock.source == "nobody"
+    clock.learn(BUILT + 1000, 1.0, A)
+    assert clock.source == "gateway"
+    monkeypatch.setattr(timekeeping, "_synchronised", lambda: True)
+    assert not clock.look()  # it was said that this one is wrong
+    assert clock.source == "gateway"
+
+
+@pytest.mark.parametrize(
+    ("known", "told", "believed"),
+    [(None, False, True), (None, True, False), (False, False, False)],
+    ids=["nobody knows", "a gateway told", "it is said to be wrong"],
+)
+def test_a_clock_that_somebody_sets(
+    monkeypatch: pytest.MonkeyPatch, known: bool | None, told: bool, believed: bool
+) -> None:
+    monkeypatch.setattr(timekeeping, "_synchronised", lambda: known)
+    clock = Timekeeper(SystemClock(-YEARS), 0)
+    assert not clock.look()
+    if told:
+        clock.learn(time.time(), 1.0, A)
+    vars(clock)["_clock"] = SystemClock()
+    assert clock.look() is believed
+    assert clock.source == ("system" if believed else "gateway" if told else "nobody")
