@@ -26,6 +26,20 @@ _VERIFY = {
     62: ("the broker's certificate is for another name", "set server_name to the name in it"),
     64: ("the broker's certificate is for another address", "set server_name to the name in it"),
 }
+#: What a broker says of our certificate (TLS alerts), in words.
+_ALERTS = {
+    "CERTIFICATE_REQUIRED": ("the broker wants a certificate of ours", WANTS_CERTIFICATE),
+    "CERTIFICATE_EXPIRED": ("our certificate has expired, says the broker", "renew it"),
+    "CERTIFICATE_REVOKED": ("our certificate is revoked, says the broker", "get another"),
+    "UNKNOWN_CA": (
+        "the broker does not know the authority of our certificate",
+        "take one of the authority in its cafile",
+    ),
+    "UNSUPPORTED_CERTIFICATE": (
+        "the broker does not take our certificate",
+        "it must be one for clients: extendedKeyUsage = clientAuth",
+    ),
+}
 
 
 def tls_context(settings: MqttSettings) -> ssl.SSLContext | None:
@@ -88,6 +102,9 @@ def explain_tls(error: BaseException, where: str) -> LinkError:
     if "ALERT" in reason or isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
         # The broker's verdict on our certificate comes as an alert after the handshake; if
         # we had written meanwhile, the system may have thrown it away.
+        told = next((words for name, words in _ALERTS.items() if reason.endswith(name)), None)
+        if told is not None:
+            return LinkError(told[0], hint=told[1])
         alert = reason.split("ALERT_", 1)[-1].lower().replace("_", " ")
         why = f": {alert}" if "ALERT" in reason else ""
         return LinkError(f"the broker ended TLS{why}", hint=WANTS_CERTIFICATE)
