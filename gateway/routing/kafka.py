@@ -206,6 +206,7 @@ class _Writer:
         failed: list[KafkaError] = []
 
         def delivered(error: KafkaError | None, _message: Message) -> None:
+            """Called of those alone that were not taken."""
             if error is not None:
                 failed.append(error)
 

@@ -39,6 +39,7 @@ FIXED = {
     *("enable.auto.offset.store", "enable.idempotence", "enable.partition.eof", "group.id"),
     *("bootstrap.servers", "metadata.broker.list", "compression.type", "compression.codec"),
     *("delivery.timeout.ms", "message.timeout.ms", "partitioner", "transactional.id"),
+    *("delivery.report.only.error", "on_delivery"),
     *("group.remote.assignor", "group.protocol", "partition.assignment.strategy"),
 }
 
@@ -131,12 +132,16 @@ class Settings:
             "enable.idempotence": True,
             "compression.type": self.compression,
             "message.timeout.ms": int(self.timeout * 1000),
+            "delivery.report.only.error": True,
         }
 
     def consumer(self) -> dict[str, Any]:
         """The settings of a consumer. Its place is the view's affair: it commits none."""
         return {
             "queued.max.messages.kbytes": 4096,
+            # One answer for what comes within a moment, instead of one for each of its parts.
+            "fetch.min.bytes": 65_536,
+            "fetch.wait.max.ms": 100,
             **self.client,
             "group.id": self.group or f"{self.prefix}.{self.name}",
             "allow.auto.create.topics": False,

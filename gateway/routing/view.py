@@ -66,6 +66,7 @@ GAP = 100_000
 
 #: Bytes of the filter that knows what the view does not have: 3% wrong at a million packets.
 FILTER_BYTES = 1 << 20
+_PLACES = 8 * FILTER_BYTES - 1
 #: Ids that it is told at once.
 FILL_SLICE = 2000
 
@@ -241,18 +242,18 @@ class _Filter:
 
     def add(self, packet: bytes) -> None:
         bits = self._bits
-        for start in (0, 4, 8):
-            number = int.from_bytes(packet[start : start + 4]) % (8 * FILTER_BYTES)
-            bits[number >> 3] |= 1 << (number & 7)
+        number = int.from_bytes(packet[:12])
+        for place in (number & _PLACES, number >> 32 & _PLACES, number >> 64 & _PLACES):
+            bits[place >> 3] |= 1 << (place & 7)
 
     def lacks(self, packet: bytes) -> bool:
         """Whether the view surely does not have it."""
         if not self.complete:
             return False
         bits = self._bits
-        for start in (0, 4, 8):
-            number = int.from_bytes(packet[start : start + 4]) % (8 * FILTER_BYTES)
-            if not bits[number >> 3] >> (number & 7) & 1:
+        number = int.from_bytes(packet[:12])
+        for place in (number & _PLACES, number >> 32 & _PLACES, number >> 64 & _PLACES):
+            if not bits[place >> 3] >> (place & 7) & 1:
                 return True
         return False
 
@@ -273,6 +274,8 @@ class _View(SqliteEngine):
         self._filling: asyncio.Task[None] | None = None
         self._putting: asyncio.Task[None] | None = None
         self._put_now: dict[bytes, Entry] = {}
+        #: Ids of what was put and has yet to come from the feed, which brings nothing new.
+        self._echoes: dict[bytes, None] = {}
 
     async def open(self) -> None:
         await super().open()
@@ -285,6 +288,7 @@ class _View(SqliteEngine):
             await asyncio.wait([self._filling])
             self._filling, self._filter = None, _Filter()
         await self._settled()
+        self._echoes.clear()
         await super().close()
 
     async def _fill(self) -> None:
@@ -330,8 +334,11 @@ class _View(SqliteEngine):
         return [entry for key, entry in asked.items() if key not in there], new
 
     async def take(self, sorted_: _Sorted, place: _Place) -> int:
-        for entry in sorted_.entries:
+        await self._settled()
+        new = [entry for entry in sorted_.entries if self._echoes.pop(entry.id, self) is self]
+        for entry in new:
             self._filter.add(entry.id)
+        sorted_ = sorted_._replace(entries=new)
         dropped = await self._write(lambda file: _of(file).take(sorted_, place))
         self._watch.nudge()
         return dropped
@@ -355,6 +362,9 @@ class _View(SqliteEngine):
             log.warning("%s: the view could not be written: %s", self.url, error)
         else:
             self._watch.nudge()
+            self._echoes.update(dict.fromkeys(self._put_now))
+            for _ in range(len(self._echoes) - MAX_OURS):
+                del self._echoes[next(iter(self._echoes))]
         finally:
             self._put_now = {}
 
@@ -362,6 +372,8 @@ class _View(SqliteEngine):
         return Renewal(feed, self._read, self._write)
 
     async def begin_anew(self, incarnation: str) -> None:
+        await self._settled()
+        self._echoes.clear()  # the feed has nothing of it any more
         await self._write(lambda file: _of(file).begin_anew(incarnation))
 
     async def aside(self, after: int) -> list[tuple[int, bytes]]:

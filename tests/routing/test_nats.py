@@ -37,6 +37,9 @@ from qis_edge.core.errors import RoutingError
 from tests.mosquitto import free_port
 from tests.routing.server import Server
 
+#: Seconds that a single thing may take.
+PATIENCE = 60.0
+
 TOKEN = 'authorization { token: "right" }'
 
 
@@ -224,7 +227,7 @@ async def test_a_killed_server_has_all_that_it_acknowledged(server: Nats) -> Non
 
         for _ in range(3):
             publishing = asyncio.create_task(publish_for_ever())
-            await eventually(functools.partial(more_than, kept, len(kept) + 150), 10)
+            await eventually(functools.partial(more_than, kept, len(kept) + 150), PATIENCE)
             server.kill()
             with pytest.raises(RoutingError):
                 await publishing
@@ -246,9 +249,9 @@ async def test_a_server_that_hangs_is_away_within_seconds(
         await feed.publish([make_entry(1)])
         server.pause()
         with pytest.raises(RoutingError, match="away"):
-            await asyncio.wait_for(feed.publish([make_entry(2)]), 5)
+            await asyncio.wait_for(feed.publish([make_entry(2)]), PATIENCE)
         server.resume()
-        await eventually(lambda: published(feed, make_entry(2), make_entry(3)), 10)
+        await eventually(lambda: published(feed, make_entry(2), make_entry(3)), PATIENCE)
         assert (await everything(feed))[0] == [make_entry(number).raw for number in (1, 2, 3)]
 
 
@@ -265,7 +268,7 @@ async def test_a_stream_that_was_lost_is_deposited_anew(server: Nats, tmp_path: 
                 return engine.incarnation != born
             return False
 
-        await eventually(again, 15)
+        await eventually(again, PATIENCE)
         assert (await stream.stream_info("qis")).state.messages == 10
         assert await engine.query(Interest(ADDRESS)) == entries[::-1]
 
@@ -277,7 +280,7 @@ async def test_a_stream_that_lost_its_end_is_another(server: Nats, tmp_path: Pat
         server.stop()
         shutil.copytree(server.folder, tmp_path / "earlier")
         server.start()
-        await eventually(lambda: published(feed, make_entry(5), make_entry(6)), 10)
+        await eventually(lambda: published(feed, make_entry(5), make_entry(6)), PATIENCE)
         _, after = await everything(feed)
         born = feed.incarnation
         server.kill()
@@ -292,7 +295,7 @@ async def test_a_stream_that_lost_its_end_is_another(server: Nats, tmp_path: Pat
             expected = [make_entry(number).raw for number in (0, 1, 2, 3, 4, 100, 101, 102)]
             assert found == expected
             assert fresh.incarnation != born
-        await eventually(lambda: published(feed, make_entry(9)), 10)
+        await eventually(lambda: published(feed, make_entry(9)), PATIENCE)
         assert feed.incarnation != born
 
 
@@ -406,13 +409,13 @@ async def test_three_servers_outlive_one(tmp_path: Path) -> None:
     try:
         hosts = ",".join(f"127.0.0.1:{server.port}" for server in servers)
         feed = NatsFeed(EngineUrl.parse(f"nats://{hosts}?replicas=3"), Context())
-        await eventually(lambda: opens(feed), 30)
+        await eventually(lambda: opens(feed), PATIENCE)
         entries = [make_entry(number) for number in range(60)]
-        await eventually(lambda: published(feed, *entries[:30]), 20)
+        await eventually(lambda: published(feed, *entries[:30]), PATIENCE)
         info = await feed._jetstream().stream_info("qis")
         leader = int(info.cluster.leader[1:])
         servers[leader].kill()
-        await eventually(lambda: published(feed, *entries[30:]), 30)
+        await eventually(lambda: published(feed, *entries[30:]), PATIENCE)
         found: list[bytes] = []
 
         async def reads() -> bool:
@@ -420,7 +423,7 @@ async def test_three_servers_outlive_one(tmp_path: Path) -> None:
                 found[:] = (await everything(feed))[0]
             return len(found) >= 60
 
-        await eventually(reads, 20)
+        await eventually(reads, PATIENCE)
         assert sorted(found) == sorted(entry.raw for entry in entries)
         await feed.close()
     finally:

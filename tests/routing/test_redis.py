@@ -35,6 +35,9 @@ from gateway.testing.entries import ADDRESS, SIBLING, STRANGER
 from qis_edge.core.errors import RoutingError
 from tests.routing.server import Server
 
+#: Seconds that a single thing may take.
+PATIENCE = 60.0
+
 LOGIN = ("--requirepass", "right")
 
 
@@ -52,6 +55,7 @@ class Redis(Server):
         return (
             *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)),
             *("--appendonly", "yes", "--appendfsync", self.fsync, "--save", ""),
+            *("--repl-diskless-sync-delay", "0"),
             *self.options,
         )
 
@@ -213,15 +217,23 @@ async def test_there_is_a_stream_for_each_domain(server: Redis) -> None:
         assert await feed.size() == 9
 
 
-async def test_a_new_domain_is_heard_of_at_once(server: Redis) -> None:
+async def test_a_new_domain_is_heard_of_at_once(
+    server: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.routing.redis.PATIENCE", 10 * PATIENCE)
+    monkeypatch.setattr("gateway.routing.redis.WAIT", 5 * PATIENCE)
     async with feeding(server.url()) as here, feeding(server.url()) as there:
-        _, after = await everything(there)
-        waiting = asyncio.create_task(there.fetch(after))
-        await asyncio.sleep(0.1)
+        waiting = asyncio.create_task(there.fetch(b""))
+        async with talking(server) as redis:
+            await eventually(lambda: blocked(redis), PATIENCE)
         await here.publish([make_entry(1, fingerprint=STRANGER)])
-        assert (await asyncio.wait_for(waiting, 0.5)).raws == (
+        assert (await asyncio.wait_for(waiting, PATIENCE)).raws == (
             make_entry(1, fingerprint=STRANGER).raw,
         )
+
+
+async def blocked(redis: Any) -> bool:
+    return bool((await redis.info("clients"))["blocked_clients"])
 
 
 async def test_a_killed_server_has_all_that_it_acknowledged(server: Redis) -> None:
@@ -239,7 +251,7 @@ async def test_a_killed_server_has_all_that_it_acknowledged(server: Redis) -> No
 
         for _ in range(3):
             publishing = asyncio.create_task(publish_for_ever())
-            await eventually(functools.partial(more_than, kept, len(kept) + 200), 10)
+            await eventually(functools.partial(more_than, kept, len(kept) + 200), PATIENCE)
             server.kill()
             with pytest.raises(RoutingError):
                 await publishing
@@ -262,7 +274,7 @@ async def test_a_server_that_hangs_is_away_within_seconds(
         await feed.publish([make_entry(1)])
         server.pause()
         with pytest.raises(RoutingError, match="away"):
-            await asyncio.wait_for(feed.publish([make_entry(2)]), 5)
+            await asyncio.wait_for(feed.publish([make_entry(2)]), PATIENCE)
         server.resume()
         await feed.publish([make_entry(3)])
         found, _ = await everything(feed)
@@ -282,7 +294,7 @@ async def test_a_log_that_was_lost_is_deposited_anew(server: Redis, tmp_path: Pa
                 return engine.incarnation != born
             return False
 
-        await eventually(again, 10)
+        await eventually(again, PATIENCE)
         assert await redis.xlen("qis:" + "5a" * 8) == 10
         assert await engine.query(Interest(ADDRESS)) == entries[::-1]
 
@@ -293,7 +305,7 @@ async def test_a_log_that_lost_its_end_is_another(server: Redis) -> None:
         await feed.publish([make_entry(number) for number in range(5)])
         async with talking(server) as redis:
             await redis.bgrewriteaof()
-            await eventually(lambda: rewritten(redis), 10)
+            await eventually(lambda: rewritten(redis), PATIENCE)
         earlier = {path: path.read_bytes() for path in (server.folder / "appendonlydir").iterdir()}
         await feed.publish([make_entry(number) for number in range(5, 8)])
         _, after = await everything(feed)
@@ -308,7 +320,7 @@ async def test_a_log_that_lost_its_end_is_another(server: Redis) -> None:
             found, _ = await everything(fresh, after)
             assert found == [make_entry(number).raw for number in (0, 1, 2, 3, 4, 100)]
             assert fresh.incarnation != born
-        await eventually(lambda: refuses(feed, make_entry(9)), 10)
+        await eventually(lambda: refuses(feed, make_entry(9)), PATIENCE)
         await feed.publish([make_entry(9)])
         assert feed.incarnation != born
 
@@ -359,7 +371,7 @@ async def test_replicas_confirm(
     replica.start()
     try:
         async with feeding(server.url(options="?replicas=1")) as feed:
-            await eventually(lambda: published(feed, make_entry(1)), 15)
+            await eventually(lambda: published(feed, make_entry(1)), PATIENCE)
             async with talking(replica) as redis:
                 assert await redis.xlen("qis:" + "5a" * 8) >= 1
         with pytest.raises(RoutingError, match="read only"):
@@ -397,7 +409,7 @@ async def test_its_status_says_how_the_server_keeps_things(
         await redis.config_set(*setting)
     async with opened(server.url()) as engine:
         await engine.deposit([make_entry(1)])
-        await eventually(lambda: caught_up(engine), 10)
+        await eventually(lambda: caught_up(engine), PATIENCE)
         status = await engine.status()
         assert status.ok
         assert says in status.detail

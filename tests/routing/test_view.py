@@ -38,6 +38,9 @@ from qis_edge.core.errors import Reason, Refused, RoutingError, StoreError
 from qis_edge.core.identity import Identity, PublicKey
 from qis_edge.core.packet import unpack
 
+#: Seconds that a single thing may take.
+PATIENCE = 60.0
+
 
 class MemoryMedium(FeedWorld):
     def __init__(self) -> None:
@@ -98,14 +101,14 @@ async def caught_up(engine: ViewEngine) -> None:
     async def there() -> bool:
         return not (await engine.status()).behind
 
-    await eventually(there, 10)
+    await eventually(there, PATIENCE)
 
 
 async def held(engine: ViewEngine, after: bytes | None = None) -> list[Entry]:
     """What it follows now."""
     subscription = engine.follow(frozenset([EVERYTHING]), after)
     try:
-        return entries_of(await collect(subscription, 0, 10, live=True))
+        return entries_of(await collect(subscription, 0, PATIENCE, live=True))
     finally:
         await subscription.close()
 
@@ -117,7 +120,7 @@ async def has(engine: ViewEngine, wanted: Sequence[Entry]) -> None:
     async def there() -> bool:
         return sorted(entry.id for entry in await held(engine)) == expected
 
-    await eventually(there, 10)
+    await eventually(there, PATIENCE)
 
 
 def views(folder: Path, pattern: str = "view-memory-feed-*.db") -> list[Path]:
@@ -139,6 +142,33 @@ async def test_it_is_read_anew_from_the_log_when_its_file_is_gone(tmp_path: Path
         assert await held(engine, cursor) == packets  # it is another view
         assert await engine.deposit(packets) == 0
     assert log.published == 700
+
+
+async def test_what_it_published_itself_is_written_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[Entry] = []
+    take = view._ViewFile.take
+
+    def noted(file: view._ViewFile, sorted_: view._Sorted, place: view._Place | None) -> int:
+        taken.extend(sorted_.entries)
+        return take(file, sorted_, place)
+
+    monkeypatch.setattr(view._ViewFile, "take", noted)
+    log = MemoryLog()
+    packets = entries(0, 300)
+    async with opened(log, tmp_path) as engine:
+        await caught_up(engine)
+        for start in range(0, 300, 100):
+            await engine.deposit(packets[start : start + 100])
+        log.append([entry.raw for entry in entries(300, 2)])  # another gateway's
+        await eventually(lambda: len(taken) == 2, PATIENCE)
+        assert taken == entries(300, 2)
+        await engine.close()
+        for file in views(tmp_path, "*"):
+            file.unlink()
+        await engine.open()  # now it has nothing of its own
+        await has(engine, [*packets, *entries(300, 2)])
 
 
 async def test_what_is_there_is_not_published_again(tmp_path: Path) -> None:
@@ -331,7 +361,7 @@ async def test_what_it_has_is_known_whether_it_was_looked_through_or_not(tmp_pat
     for _ in range(2):
         async with opened(log, tmp_path) as engine:
             assert await engine.deposit(entries(0, 2101)) in (0, 1)
-            await eventually(lambda: engine._view._filter.complete, 10)
+            await eventually(lambda: engine._view._filter.complete, PATIENCE)
             assert await engine.deposit(entries(0, 2101)) == 0
     assert log.published == 2101
 
@@ -489,7 +519,7 @@ async def test_it_closes_although_a_feed_swallows_being_cancelled(
 
         monkeypatch.setattr(engine._feed, "fetch", stubborn)
         await asyncio.sleep(1.1)  # it fetches with that
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             await engine.close()
     assert swallowed == 3
 
@@ -504,9 +534,9 @@ async def test_a_feed_with_a_fault_is_said_and_survived(
         real = engine._feed.fetch
         for broken in (_raises, _long_position):
             monkeypatch.setattr(engine._feed, "fetch", broken)
-            await eventually(lambda: _ok(engine, False), 5)
+            await eventually(lambda: _ok(engine, False), PATIENCE)
             monkeypatch.setattr(engine._feed, "fetch", real)
-            await eventually(lambda: _ok(engine, True), 5)
+            await eventually(lambda: _ok(engine, True), PATIENCE)
         log.append([make_entry(7).raw])
         await has(engine, [*entries(0, 2), make_entry(7)])
     assert "ZeroDivisionError" in caplog.text
