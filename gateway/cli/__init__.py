@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qis_edge.cli.program import Verb, add_link_radio, add_state, make_parser, run
-from qis_edge.cli.verbs import config_verbs, service_verbs
+from qis_edge.cli.verbs import config_verbs, doctor_verb, service_verbs
 
 
 def _init(parser: ArgumentParser) -> None:
@@ -180,6 +180,7 @@ VERBS = (
     Verb("run", "run the gateway in the foreground", "gateway.cli.running:run"),
     Verb("status", "say how the gateway is doing", "gateway.cli.looking:status", json=True),
     Verb("nodes", "list the nodes, and who asks to join", "gateway.cli.looking:nodes", json=True),
+    doctor_verb("gateway"),
     service_verbs("gateway"),
     Verb("permit", "let nodes ask to join for a while", "gateway.cli.joining:permit", _permit),
     Verb("approve", "make a node of one who asks to join", "gateway.cli.joining:approve", _approve),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qis_edge.cli.program import Verb, add_link_radio, add_state, make_parser, run
-from qis_edge.cli.verbs import config_verbs, service_verbs
+from qis_edge.cli.verbs import config_verbs, doctor_verb, service_verbs
 
 
 def _init(parser: ArgumentParser) -> None:
@@ -218,6 +218,7 @@ VERBS = (
         json=True,
     ),
     Verb("enroll", "join the fleet", "qis_edge.cli.joining:enroll", _enroll, json=True),
+    doctor_verb("qis_edge"),
     service_verbs("qis_edge"),
     Verb("radio", "configure, list and try Meshtastic radios", verbs=RADIO_VERBS),
     Verb(

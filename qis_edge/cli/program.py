@@ -20,7 +20,7 @@ from qis_edge.core.errors import ConfigError, NotRunning, QisError, UsageError
 from qis_edge.terminal import harmless
 
 #: Exit codes. 2 is argparse's too.
-OK, PROBLEM, USAGE, NOT_RUNNING = 0, 1, 2, 3
+OK, PROBLEM, USAGE, NOT_RUNNING, WARNED = 0, 1, 2, 3, 4
 INTERRUPTED = 130
 
 

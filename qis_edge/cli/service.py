@@ -23,14 +23,15 @@ Look = Callable[[Path], tuple[Path, LinksConfig]]
 # --- the node's ---------------------------------------------------------------------------
 
 
-def _look(path: Path) -> tuple[Path, LinksConfig]:
+def look_at_node(path: Path) -> tuple[Path, LinksConfig]:
+    """The state folder and the links of a node's configuration."""
     config: NodeConfig = load_node(path, full=False)
     return config.node.state, config.links
 
 
 def install(args: argparse.Namespace) -> int:
     """Make a service of the node."""
-    return install_service(args, _look)
+    return install_service(args, look_at_node)
 
 
 def remove(args: argparse.Namespace) -> int:
@@ -40,7 +41,7 @@ def remove(args: argparse.Namespace) -> int:
 
 def show(args: argparse.Namespace) -> int:
     """Print the unit."""
-    return show_service(args, _look)
+    return show_service(args, look_at_node)
 
 
 # --- both ---------------------------------------------------------------------------------

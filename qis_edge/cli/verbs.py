@@ -28,6 +28,16 @@ def config_verbs(package: str) -> Verb:
     )
 
 
+def doctor_verb(package: str) -> Verb:
+    """``doctor``, of ``<package>.cli.doctor``."""
+    return Verb(
+        "doctor",
+        "find what may be wrong with this machine and its surroundings",
+        f"{package}.cli.doctor:doctor",
+        json=True,
+    )
+
+
 def service_verbs(package: str) -> Verb:
     """``service install``, ``remove`` and ``show``, of ``<package>.cli.service``."""
     handlers = f"{package}.cli.service"

@@ -201,7 +201,7 @@ def check_documented(program: str, verb: str, shown: Any) -> None:
     (chapter,) = re.findall(
         rf"^## `{program} {verb}`\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL
     )
-    if "as `qis-edge check`" in chapter or "as in `status`" in chapter:
+    if "as `qis-edge check`" in chapter or "as in `" in chapter:
         chapter = page
     for key in keys_of(shown):
         assert f"`{key.rpartition('.')[2]}`" in chapter, (verb, key)
