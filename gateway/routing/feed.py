@@ -42,7 +42,8 @@ class Chunk(NamedTuple):
 class Feed(Protocol):
     """A log of packets, shared by gateways.
 
-    It may give a packet more than once, and need not order what several publish at once;
+    It may give a packet more than once, or not at all to whoever published it until that one
+    has connected anew, and need not order what several publish at once;
     what one ``publish`` took comes in its order as far as the engine's page promises.
     ``publish`` and ``fetch`` are called concurrently, each by one task at a time. All
     coroutines are of one event loop, none blocks it, and every wait can be cancelled

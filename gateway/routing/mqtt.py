@@ -3,7 +3,8 @@
 A packet lies under ``PREFIX/SHARD/DOMAIN/ADDRESS/ID``, retained, with the time after which
 the broker forgets it. Who connects is sent what is retained, then what comes: this is a
 notifier with a short memory, joined with a view. A broker has no positions: after each
-connection everything is read again, and the view knows what it has.
+connection everything is read again, and the view knows what it has. What was published on a
+connection does not come back on it.
 
 The shard, two digits of the packet's id, is there because brokers drop what is retained
 beyond the queue of a subscriber (1,000 messages in Mosquitto): shards are asked for one
@@ -74,6 +75,37 @@ class _Message(NamedTuple):
     raw: bytes
 
 
+class _Stamp(Properties):
+    """Of a message, as it travels: paho's own takes ten times as long.
+
+    :param at: when it was published, 8 bytes.
+    :param left: seconds after which the broker forgets it; ``None``: never.
+    """
+
+    _packed: bytes
+
+    def __init__(self, at: bytes, left: int | None) -> None:
+        packed = b"\x09\x00\x08" + at
+        if left is not None:
+            packed += b"\x02" + left.to_bytes(4)
+        object.__setattr__(self, "_packed", bytes((len(packed),)) + packed)
+
+    def pack(self) -> bytes:
+        """See paho."""
+        return self._packed
+
+
+class _Sending:
+    """Messages under way."""
+
+    def __init__(self) -> None:
+        self.left = 0
+        #: With as many left, who waits is woken.
+        self.goal = 0
+        self.woken = asyncio.Event()
+        self.refused: ReasonCode | None = None
+
+
 class _Client(paho.Client):
     """paho's client on a socket that is connected already."""
 
@@ -113,6 +145,8 @@ class _Link:
         self._sock: socket.socket | None = None
         self._accepted: asyncio.Future[ReasonCode] = self._loop.create_future()
         self._acked: dict[int, asyncio.Future[list[ReasonCode]]] = {}
+        self._sending: dict[int, _Sending] = {}
+        self._answered: deque[tuple[int, ReasonCode]] = deque()
         self._marks: dict[bytes, asyncio.Event] = {}
         self._inbox: deque[tuple[str, Any, bytes]] = deque()
         self.ended = asyncio.Event()
@@ -160,7 +194,7 @@ class _Link:
 
     async def _learn(self) -> None:
         """Its incarnation: drawn by whoever comes first, and gone with what is retained."""
-        await self.read(f"{self._prefix}/born", f"{self._prefix}/-/{self._id}")
+        await self.read(f"{self._prefix}/born", f"{self._prefix}/-/{self._id}", own=True)
         if not self.incarnation:
             drawn = os.urandom(8).hex()
             await self.publish([(f"{self._prefix}/born", drawn.encode(), None, True)])
@@ -171,9 +205,12 @@ class _Link:
                 hint=f"check its access list: read and write on {self._prefix}/#",
             )
 
-    async def read(self, *filters: str) -> None:
-        """Subscribe, and wait until what is retained there has arrived."""
-        wish = SubscribeOptions(qos=1)
+    async def read(self, *filters: str, own: bool = False) -> None:
+        """Subscribe, and wait until what is retained there has arrived.
+
+        :param own: also to what is published on this connection.
+        """
+        wish = SubscribeOptions(qos=1, noLocal=not own)
         _, mid = self._ready().subscribe([(name, wish) for name in filters])
         for code in await self._answer(mid):
             if code.value >= _FAILURE:
@@ -196,32 +233,39 @@ class _Link:
     async def publish(self, messages: Sequence[tuple[str, bytes, Properties | None, bool]]) -> None:
         """Topic, payload, properties, retained; until the broker has acknowledged all."""
         client = self._ready()
-        waits: deque[tuple[int, asyncio.Future[list[ReasonCode]]]] = deque()
+        sending = _Sending()
+        mids = []
         try:
             for topic, payload, properties, retain in messages:
-                if len(waits) >= self._window:
-                    await self._taken(waits)
+                if sending.left >= self._window:
+                    await self._until(sending, self._window // 2)
                 info = client.publish(topic, payload, qos=1, retain=retain, properties=properties)
-                future = self._acked[info.mid] = self._loop.create_future()
-                waits.append((info.mid, future))
-            while waits:
-                await self._taken(waits)
+                self._sending[info.mid] = sending
+                mids.append(info.mid)
+                sending.left += 1
+            await self._until(sending, 0)
         finally:
-            for mid, _ in waits:
-                self._acked.pop(mid, None)
+            for mid in mids if sending.left else ():
+                self._sending.pop(mid, None)
 
-    async def _taken(self, waits: deque[tuple[int, asyncio.Future[list[ReasonCode]]]]) -> None:
-        """The first of these was acknowledged."""
-        mid, future = waits[0]
-        codes: list[ReasonCode] = await self._within(future)
-        waits.popleft()
-        self._acked.pop(mid, None)
-        for code in codes:
-            if code.value >= _FAILURE:
+    async def _until(self, sending: _Sending, goal: int) -> None:
+        """No more than that many of these are left."""
+        sending.goal = goal
+        while sending.left > goal:
+            before = sending.left
+            sending.woken.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PATIENCE):
+                    await sending.woken.wait()
+            if sending.refused is not None:
                 raise RoutingError(
-                    f"{self._url}: the broker does not take it: {code}",
+                    f"{self._url}: the broker does not take it: {sending.refused}",
                     hint=f"check its access list: write on {self._prefix}/#",
                 )
+            if sending.left == before:
+                self.end(f"the broker does not answer for {PATIENCE:g} s")
+            if sending.left and self.ended.is_set():
+                raise RoutingError(f"{self._url}: {self._why}")
 
     async def close(self) -> None:
         """Say goodbye. Idempotent."""
@@ -273,6 +317,8 @@ class _Link:
         if not self.ended.is_set():
             self._why = why
             self.ended.set()
+            for sending in self._sending.values():
+                sending.woken.set()
 
     # --- from paho's thread ------------------------------------------------------------
 
@@ -291,7 +337,9 @@ class _Link:
         self._tell(self._acknowledged, mid, codes)
 
     def _on_publish(self, _: Any, __: Any, mid: int, code: ReasonCode, ___: Any) -> None:
-        self._tell(self._acknowledged, mid, [code])
+        self._answered.append((mid, code))
+        if len(self._answered) == 1:
+            self._tell(self._count)
 
     def _on_message(self, _: Any, __: Any, message: paho.MQTTMessage) -> None:
         with contextlib.suppress(UnicodeDecodeError):
@@ -305,6 +353,18 @@ class _Link:
         # Answers come through the loop, so after whoever waits has noted the number.
         if (future := self._acked.get(mid)) is not None:
             self._settle(future, codes)
+
+    def _count(self) -> None:
+        while self._answered:
+            mid, code = self._answered.popleft()
+            sending = self._sending.pop(mid, None)
+            if sending is None:
+                continue
+            sending.left -= 1
+            if code.value >= _FAILURE:
+                sending.refused = code
+            if sending.left <= sending.goal or sending.refused is not None:
+                sending.woken.set()
 
     @staticmethod
     def _settle(future: asyncio.Future[Any], result: object) -> None:
@@ -345,14 +405,15 @@ class MqttFeed:
         self._keep = flag_of(url, "keep")
         self._reread = number_of(url, "reread", REREAD, 0, 30 * 86400)
         self._opened = False
-        self._writer: _Link | None = None
-        self._reader: _Link | None = None
+        self._link: _Link | None = None
+        self._reading: _Link | None = None  # the one that is being read
         self._connecting = asyncio.Lock()
         self._incarnation = ""
         self._last = 0
         self._forget()
 
     def _forget(self) -> None:
+        self._reading = None
         self._token = os.urandom(4)
         self._given: tuple[Position, Chunk] | None = None
         self._unsorted: list[_Message] = []
@@ -370,60 +431,58 @@ class MqttFeed:
 
     async def open(self) -> None:
         """See :class:`gateway.routing.feed.Feed`."""
-        await self._write_link()
+        await self._connected()
         self._opened = True
 
     async def close(self) -> None:
         """See :class:`gateway.routing.feed.Feed`."""
         self._opened = False
-        for link in (self._writer, self._reader):
-            if link is not None:
-                await link.close()
-        self._writer = self._reader = None
+        link, self._link = self._link, None
+        if link is not None:
+            await link.close()
         self._forget()
 
     def _ready(self) -> None:
         if not self._opened:
             raise RoutingError(f"{self.url}: not open")
 
-    async def _connect(self, what: str, arrived: Callable[[str, Any, bytes], None]) -> _Link:
-        name = f"qis-{self._name}-{what}-{os.urandom(4).hex()}"
-        link = _Link(self.url, self._settings, name, self._prefix, arrived, self._is_born)
-        try:
-            await link.open()
-        except BaseException:
-            await link.close()
-            raise
-        return link
+    async def _connected(self) -> _Link:
+        async with self._connecting:
+            if self._link is not None and self._link.ended.is_set():
+                old, self._link = self._link, None
+                await old.close()
+            if self._link is None:
+                name = f"qis-{self._name}-{os.urandom(4).hex()}"
+                link = _Link(
+                    self.url, self._settings, name, self._prefix, self._arrived, self._is_born
+                )
+                try:
+                    await link.open()
+                except BaseException:
+                    await link.close()
+                    raise
+                self._link = link
+            return self._link
 
     def _is_born(self, incarnation: str) -> None:
         self._incarnation = incarnation
 
     # --- writing -----------------------------------------------------------------------
 
-    async def _write_link(self) -> _Link:
-        async with self._connecting:
-            if self._writer is not None and self._writer.ended.is_set():
-                old, self._writer = self._writer, None
-                await old.close()
-            if self._writer is None:
-                self._writer = await self._connect("w", lambda *_: None)
-            return self._writer
-
     async def publish(self, entries: Sequence[Entry]) -> None:
         """See :class:`gateway.routing.feed.Feed`. The broker has acknowledged all of them."""
         self._ready()
-        link = await self._write_link()
-        await link.publish([self._message(entry) for entry in entries])
+        link = await self._connected()
+        now = time.time()
+        await link.publish([self._message(entry, now) for entry in entries])
 
-    def _message(self, entry: Entry) -> tuple[str, bytes, Properties, bool]:
-        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call] # paho's
-        self._last = max(self._last + 1, time.time_ns() // 1000)
-        properties.CorrelationData = self._last.to_bytes(8)
+    def _message(self, entry: Entry, now: float) -> tuple[str, bytes, Properties, bool]:
+        self._last = max(self._last + 1, int(now * 1e6))
+        left = None
         if not self._keep:
-            left = entry.expires - int(time.time())
-            properties.MessageExpiryInterval = min(max(left, 1), 2**32 - 1)
-        return topic_of(self._prefix, entry), entry.raw, properties, True
+            left = min(max(entry.expires - int(now), 1), 2**32 - 1)
+        stamp = _Stamp(self._last.to_bytes(8), left)
+        return topic_of(self._prefix, entry), entry.raw, stamp, True
 
     # --- reading -----------------------------------------------------------------------
 
@@ -432,9 +491,9 @@ class MqttFeed:
         self._ready()
         if self._given is not None and after == self._given[0]:
             return self._given[1]
-        link = self._reader
-        if link is None or link.ended.is_set() or after != self._position() or self._is_old():
-            link = await self._begin()
+        link = await self._connected()
+        if link is not self._reading or after != self._position() or self._is_old():
+            self._begin(link)
         if not self._queue:
             if self._read_until < SHARDS:
                 await self._read_on(link)
@@ -457,15 +516,11 @@ class MqttFeed:
         read = self._read_until >= SHARDS and not self._queue and not self._unsorted
         return read and 0 < self._reread < time.monotonic() - self._began
 
-    async def _begin(self) -> _Link:
-        """Another connection, which is sent everything again."""
-        old, self._reader = self._reader, None
-        if old is not None:
-            await old.close()
+    def _begin(self, link: _Link) -> None:
+        """Everything again: who subscribes is sent what is retained, each time."""
         self._forget()
-        self._reader = await self._connect("r", self._arrived)
+        self._reading = link
         self._began = time.monotonic()
-        return self._reader
 
     async def _read_on(self, link: _Link) -> None:
         """What is retained, part by part, until it is all there or enough."""
@@ -481,8 +536,8 @@ class MqttFeed:
 
     def _arrived(self, _: str, properties: Any, payload: bytes) -> None:
         if len(self._unsorted) >= MAX_WAITING:
-            if self._reader is not None:
-                self._reader.end("more comes than can be taken")
+            if self._link is not None:
+                self._link.end("more comes than can be taken")
             return
         at = getattr(properties, "CorrelationData", b"")
         self._number += 1

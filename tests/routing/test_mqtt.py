@@ -62,7 +62,7 @@ class MqttWorld(RoutingWorld):
         feed = MqttFeed(EngineUrl.parse(self.url), self.context("stranger"))
         await feed.open()
         try:
-            link = await feed._write_link()
+            link = await feed._connected()
             await link.publish([(topic, payload, None, True)])
         finally:
             await feed.close()
