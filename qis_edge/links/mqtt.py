@@ -52,11 +52,12 @@ from qis_edge.links.base import (
     Role,
 )
 from qis_edge.links.mqtt_connection import Connection, OldProtocolError, Token
-from qis_edge.links.mqtt_dial import dial_aside, tls_context
+from qis_edge.links.mqtt_dial import WANTS_CERTIFICATE, dial_aside, tls_context
 from qis_edge.links.mqtt_settings import MqttSettings
 from qis_edge.links.mqtt_topics import Topics
 from qis_edge.links.outage import Outage
 from qis_edge.links.wake import Wake
+from qis_edge.terminal import moment
 
 __all__ = ["MqttLink", "MqttSettings", "Role"]
 
@@ -288,11 +289,20 @@ class MqttLink:
     def _failed(self, error: LinkError) -> None:
         if self._closed:
             return
-        hint = error.hint
+        hint = self._expired() if error.hint == WANTS_CERTIFICATE else error.hint
         if hint is None and self._short_lives >= _MANY_SHORT:
             hint = "again and again: does another program use the same key, or user name?"
         self.stats.last_error = str(error)
         self._outage.cause(str(error), hint)
+
+    def _expired(self) -> str:
+        """What to do about a broker that ended TLS: it says not why, but we can look."""
+        from qis_edge.links.certificate import ends  # needed rarely
+
+        end = ends(self.settings.cert) if self.settings.cert is not None else None
+        if end is None or end > time.time():
+            return WANTS_CERTIFICATE
+        return f"our certificate {self.settings.cert} ended on {moment(end)}: renew it"
 
     def _step_down(self, error: OldProtocolError) -> bool:
         """Whether to try 3.1.1 now. Where the broker said that it does not know MQTT 5 that

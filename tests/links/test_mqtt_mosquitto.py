@@ -502,3 +502,18 @@ async def test_tls_and_none_do_not_meet(
         async with started(node, wait=False):
             await error_of(node, "the broker hung up without an answer")
             assert "does it want TLS" in caplog.text
+
+
+@PROTOCOLS
+async def test_a_certificate_of_ours_that_has_expired_is_said(
+    tmp_path: Path, authority: Authority, protocol: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running(documented(tmp_path, authority)) as broker:
+        cert, key = authority.issue(NODE.hex(), not_after=PAST)
+        tls = {"tls": True, "ca": authority.ca, "server_name": "localhost"}
+        node = node_link(broker.port, cert=cert, key=key, protocol=protocol, **tls)
+        async with started(node, wait=False):
+            await until(lambda: "certificate" in caplog.text)
+            assert "ended TLS" in caplog.text
+            assert f"our certificate {cert} ended on 2020-01-01" in caplog.text
+            assert not node.up
