@@ -1,9 +1,9 @@
 """Intake: frames come in, packets are proved, made durable, and only then receipted.
 
-Packets are taken in batches: one batch is verified in threads (libsodium releases the
-interpreter's lock), committed to the spool in one transaction, and answered with one
-receipt for each store that it names, or when a question comes. A frame is acknowledged to
-its link after that.
+Packets are taken in batches: one batch is verified beside the event loop, committed to the
+spool in one transaction, and answered with a receipt for each store that it names, or when a
+question comes. A frame is acknowledged to its link after that. While one batch is committed,
+the next is opened and verified.
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+from gateway.prover import Prover
 from gateway.shares import Shares
-from qis_edge.core.cose import open_sign1
 from qis_edge.core.errors import Reason, Refused, StoreCorrupt, StoreError
 from qis_edge.core.identity import PublicKey
 from qis_edge.core.messages import Message, PacketMessage, decode
-from qis_edge.core.packet import MAX_PACKET, Packet, unpack
+from qis_edge.core.packet import Packet, signed, unpack
 from qis_edge.links.base import Link, Question, Received
 from qis_edge.links.batches import Batches
 
@@ -30,8 +29,6 @@ log = logging.getLogger(__name__)
 
 #: Frames of one batch, at most.
 BATCH = 128
-#: Packets that one thread verifies in one go.
-CHUNK = 16
 
 
 @dataclass(slots=True)
@@ -68,6 +65,14 @@ class Desk(Protocol):
 Take = Callable[[Sequence[Packet]], Awaitable[None]]
 
 
+class _Opened(NamedTuple):
+    """A packet whose signature is yet to be checked."""
+
+    received: Received
+    packet: Packet
+    key: PublicKey
+
+
 class Intake:
     """The way in, for one link.
 
@@ -88,34 +93,53 @@ class Intake:
         self._counts = counts
         self._ask = ask
         self._shares = Shares(BATCH)
-        self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="verify")
+        self._prover = Prover()
 
     async def run(self) -> None:
-        """Take in frames until cancelled, or until the link is closed."""
+        """Take in frames until cancelled, or until the link is closed.
+
+        :raises StoreCorrupt: the spool or the fleet's file is damaged.
+        """
         try:
-            async with Batches(self._link, BATCH) as batches:
+            async with Batches(self._link, BATCH) as batches, asyncio.TaskGroup() as group:
+                before: asyncio.Task[None] | None = None
                 while batch := await batches.next():
                     within, beyond = self._shares.split(batch, time.monotonic())
                     for received in beyond:
                         self._refuse(received, Refused(Reason.FLOODED, "frame"))
-                    await self._handle(within)
-                    for received in batch:
-                        await self._link.done(received)
+                    opened = await self._open(within)
+                    proof = group.create_task(self._prove(opened))
+                    if before is not None:
+                        await before
+                    before = group.create_task(self._finish(batch, proof))
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
         finally:
-            self._threads.shutdown(wait=False)
+            self._prover.close()
 
-    async def _handle(self, batch: Sequence[Received]) -> None:
+    async def _finish(
+        self, batch: Sequence[Received], proof: asyncio.Task[Sequence[Packet]]
+    ) -> None:
+        """Make durable what was proved, and be done with the batch."""
+        if packets := await proof:
+            await self._take(packets)
+        for received in batch:
+            if received.question is not None and self._ask is not None:
+                self._ask(received.question)
+        for received in batch:
+            await self._link.done(received)
+
+    async def _open(self, batch: Sequence[Received]) -> list[_Opened]:
         """Everything else first: a credential may stand right before the first packet."""
-        questions = [received.question for received in batch if received.question is not None]
-        self._counts.frames += len(batch) - len(questions)
-        packets: list[tuple[Received, bytes]] = []
+        frames: list[Received] = []
         for received in batch:
             if received.question is not None:
                 continue
+            self._counts.frames += 1
             try:
                 message = decode(received.data)
                 if isinstance(message, PacketMessage):
-                    packets.append((received, message.raw))
+                    frames.append(received)
                 else:
                     await self._desk.handle(message, received)
             except Refused as refusal:
@@ -124,38 +148,26 @@ class Intake:
                 raise
             except StoreError:  # said already, and who said this will say it again
                 self._counts.refused["store"] += 1
-        if packets:
-            await self._take(await self._prove(packets))
-        if self._ask is not None:
-            for question in questions:
-                self._ask(question)
-
-    async def _prove(self, frames: Sequence[tuple[Received, bytes]]) -> list[Packet]:
-        known: list[tuple[Received, PublicKey]] = []
-        for received, raw in frames:
+        opened: list[_Opened] = []
+        for received in frames:
             try:
-                known.append((received, self._key(received, raw)))
+                packet = unpack(received.data)
+                opened.append(_Opened(received, packet, self._key(received, packet.kid)))
             except Refused as refusal:
                 self._refuse(received, refusal)
-        loop = asyncio.get_running_loop()
-        chunks = [known[i : i + CHUNK] for i in range(0, len(known), CHUNK)]
+        return opened
+
+    async def _prove(self, opened: Sequence[_Opened]) -> Sequence[Packet]:
+        claims = [(one.key.raw, signed(one.packet.raw)) for one in opened]
         proved: list[Packet] = []
-        for chunk, results in zip(
-            chunks,
-            await asyncio.gather(
-                *(loop.run_in_executor(self._threads, _verify, chunk) for chunk in chunks)
-            ),
-            strict=True,
-        ):
-            for (received, _), result in zip(chunk, results, strict=True):
-                if isinstance(result, Refused):
-                    self._refuse(received, result)
-                else:
-                    proved.append(result)
+        for one, good in zip(opened, await self._prover.prove(claims), strict=True):
+            if good:
+                proved.append(one.packet)
+            else:
+                self._refuse(one.received, Refused(Reason.SIGNATURE, "signature"))
         return proved
 
-    def _key(self, received: Received, raw: bytes) -> PublicKey:
-        kid = open_sign1(raw, MAX_PACKET, "packet").kid
+    def _key(self, received: Received, kid: bytes) -> PublicKey:
         if received.claimed is not None and received.claimed != kid:
             raise Refused(Reason.TOPIC, "topic", "of another key")
         return self._desk.node_key(kid)
@@ -164,13 +176,3 @@ class Intake:
         self._counts.refused[refusal.reason.label] += 1
         log.debug("refused from %s: %s", (received.claimed or b"").hex(), refusal)
         self._desk.refused(received.claimed, refusal)
-
-
-def _verify(chunk: Sequence[tuple[Received, PublicKey]]) -> list[Packet | Refused]:
-    results: list[Packet | Refused] = []
-    for received, key in chunk:
-        try:
-            results.append(unpack(received.data, key))
-        except Refused as refusal:
-            results.append(refusal)
-    return results

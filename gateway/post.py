@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
 
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 
 #: Answers that wait for room. Beyond it the oldest goes: who asked will ask again.
 MAX_ANSWERS, MAX_SHARED_ANSWERS = 4096, 64
+#: Answers that wait, below which more are made of what is to be said.
+FEW_ANSWERS = 32
 #: Packets that wait for room. Beyond it whoever brings more must wait.
 MAX_PACKETS = 256
 #: Live packets that wait for room on a shared link. Beyond it the oldest goes.
@@ -54,6 +57,14 @@ class Post:
         self._drained = asyncio.Event()
         self._was_live = False
         self.dropped = 0
+        #: Called when few answers wait: whoever has some to make may make them now.
+        self.more: Callable[[], None] | None = None
+
+    @property
+    def hungry(self) -> bool:
+        """Whether so few answers wait that new ones go out soon. What is not made before that
+        can still say more."""
+        return len(self._answers) < FEW_ANSWERS
 
     def answer(self, frame: bytes, to: Destination) -> None:
         """Queue a receipt or another short answer; never waits."""
@@ -111,6 +122,8 @@ class Post:
     async def run(self) -> None:
         """Send for ever."""
         while True:
+            if self.more is not None and self.hungry:
+                self.more()
             if not (self._answers or self._packets or self._live):
                 self._filled.clear()
                 await self._filled.wait()

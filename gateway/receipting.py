@@ -1,5 +1,9 @@
 """Receipts that go out by themselves, over a link where they cost next to nothing.
 
+They are made as the post can send them. While a broker pours out what it kept for us, its
+acknowledgements of what we send stand in line behind all that, and there is little room:
+then what is to be said to a node gathers, and one receipt says it of hundreds of packets.
+
 In custody *routed* a receipt waits here until every routing engine has its packet.
 """
 
@@ -51,6 +55,7 @@ class Receipting:
         self._owed: OrderedDict[int, _Owed] = OrderedDict()  # by position in the spool
         self._through = 0
         self._words = Words()
+        post.more = self.tell
 
     @property
     def owed(self) -> int:
@@ -83,12 +88,15 @@ class Receipting:
 
     def tell(self) -> None:
         """See :class:`gateway.custodian.Teller`."""
-        words, self._words = self._words, Words()
-        for (kid, store), word in words:
+        while self._words and self._post.hungry:
+            (kid, store), words = self._words.pop()
             try:
                 key = self._keys_of(kid).to_node
             except Refused as refusal:  # its credential went meanwhile
                 log.debug("no receipt for %s: %s", kid.hex(), refusal)
                 continue
-            for raw in word.sealed(store, key, self._epoch):
-                self._post.answer(raw, down(kid))
+            for word in words:
+                for raw in word.sealed(store, key, self._epoch):
+                    self._post.answer(raw, down(kid))
+        while self._words.packets > MAX_OWED:  # the link takes nothing: they will ask again
+            self._words.pop()

@@ -59,14 +59,21 @@ class Words:
 
     def __init__(self) -> None:
         self._words: dict[Origin, list[Word]] = {}
+        #: How many packets are named.
+        self.packets = 0
 
     def of(self, origin: Origin, sequence: int, packet_id: bytes) -> Word:
         """The word to a node, in which this packet will be named."""
         words = self._words.setdefault(origin, [])
         for word in words:
-            if word.ids.setdefault(sequence, packet_id) == packet_id:
+            known = word.ids.get(sequence)
+            if known is None:
+                word.ids[sequence] = packet_id
+                self.packets += 1
+            if known is None or known == packet_id:
                 return word
         words.append(Word(ids={sequence: packet_id}))
+        self.packets += 1
         return words[-1]
 
     def held(self, origin: Origin, sequence: int, packet_id: bytes) -> None:
@@ -82,6 +89,22 @@ class Words:
         """It is to come again."""
         later = self.of(origin, sequence, packet_id).later
         later.setdefault(seconds, []).append(sequence)
+
+    def __len__(self) -> int:
+        """To how many stores."""
+        return len(self._words)
+
+    def pop(self) -> tuple[Origin, list[Word]]:
+        """What is to be said to the one who waits longest, and no more after this.
+
+        :raises KeyError: nothing is to be said.
+        """
+        origin = next(iter(self._words), None)
+        if origin is None:
+            raise KeyError("nothing")
+        words = self._words.pop(origin)
+        self.packets -= sum(len(word.ids) for word in words)
+        return origin, words
 
     def __iter__(self) -> Iterator[tuple[Origin, Word]]:
         return ((origin, word) for origin, words in self._words.items() for word in words)

@@ -55,11 +55,8 @@ class PublicKey:
 
         :raises Refused: SIGNATURE.
         """
-        try:
-            # PyNaCl's VerifyKey concatenates and copies; the binding takes what it needs.
-            bindings.crypto_sign_open(signature + message, self.raw)
-        except (BadSignatureError, CryptoError, ValueError):
-            raise Refused(Reason.SIGNATURE, "signature") from None
+        if not is_signed(self.raw, signature + message):
+            raise Refused(Reason.SIGNATURE, "signature")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PublicKey) and self.raw == other.raw
@@ -69,6 +66,16 @@ class PublicKey:
 
     def __repr__(self) -> str:
         return f"PublicKey(kid={self.kid.hex()})"
+
+
+def is_signed(key: bytes, signed: bytes) -> bool:
+    """Whether the first 64 bytes are this public key's signature of the others."""
+    try:
+        # PyNaCl's VerifyKey takes and makes copies; the binding takes what it needs.
+        bindings.crypto_sign_open(signed, key)
+    except (BadSignatureError, CryptoError, ValueError):
+        return False
+    return True
 
 
 class Identity:

@@ -341,6 +341,12 @@ def unpack(
     return packet
 
 
+def signed(raw: bytes) -> bytes:
+    """The signature and what it is of, for :func:`qis_edge.core.identity.is_signed`; of a
+    packet that was unpacked."""
+    return raw[-SIGNATURE_SIZE:] + _STRUCTURES[raw[3:6]] + raw[_PAYLOAD:-_TAIL]
+
+
 def _framed(raw: bytes) -> tuple[bytes, Packet] | None:
     """The Sig_structure, and the packet with its columns as they are. ``None`` where it does
     not look as nearly all do: then :func:`_taken_apart` finds what is wrong, if anything is.

@@ -139,6 +139,39 @@ class _Client(paho.Client):
     def _create_socket(self) -> BufferedSocket:
         return self._given
 
+    def take_publish(self, *, mqtt5: bool) -> tuple[bytes, bytes, int] | None:
+        """(topic, payload, packet id) of the next packet, if it is what nearly all are and all
+        of it is here: a PUBLISH with QoS 1, neither retained nor repeated, without properties.
+
+        paho takes ten times as long; what is otherwise, it does better.
+        """
+        if self._in_packet["command"]:
+            return None  # it has read the beginning of one
+        body = self._given.look(0x32)
+        if body is None or len(body) < 5:
+            return None
+        at = 2 + int.from_bytes(body[:2])
+        start = at + (3 if mqtt5 else 2)
+        mid = int.from_bytes(body[at : at + 2])
+        if at == 2 or mid == 0 or start > len(body) or (mqtt5 and body[at + 2]):
+            return None
+        self._given.took()
+        return body[2:at], body[start:], mid
+
+    def heard(self) -> None:
+        """Something was taken by :meth:`take_publish`: the broker lives."""
+        self._last_bytes_received = time.monotonic()
+
+    def acknowledge(self, mid: int) -> None:
+        """As ``ack``; without paho's queue, where nothing waits in it."""
+        if not self._out_packet:
+            with contextlib.suppress(BlockingIOError):
+                self._given.send(b"\x40\x02" + mid.to_bytes(2))
+                self._last_msg_out = time.monotonic()
+                self._call_socket_register_write()
+                return
+        self.ack(mid, _QOS)
+
 
 class Connection:
     """One connection, from the connected socket to its end; never used again.
@@ -324,7 +357,7 @@ class Connection:
         while self._undone and self._undone[0].done:
             mid = self._undone.popleft().mid
             if not self._ended.done():
-                self._client.ack(mid, _QOS)
+                self._client.acknowledge(mid)
         if len(self._undone) <= self._settings.receive_window:
             self._pressed_on = False
             self._read_on()
@@ -397,6 +430,12 @@ class Connection:
                 return
             if len(self._undone) > self._settings.receive_window and not self._pressed_on:
                 self._hold_back()
+                return
+            if self._accepted.done() and (found := self._client.take_publish(mqtt5=self._mqtt5)):
+                self._client.heard()
+                self._incoming(*found)
+                if self._sock.pending():
+                    continue
                 return
             try:
                 self._client.loop_read()
@@ -534,31 +573,38 @@ class Connection:
             answer.set_result(reasons)
 
     def _on_message(self, _c: object, _u: object, message: paho.MQTTMessage) -> None:
+        topic: bytes = message._topic  # its property raises for what is no UTF-8
+        mid = message.mid if message.qos else None
+        self._incoming(topic, bytes(message.payload), mid, retained=message.retain)
+
+    def _incoming(
+        self, topic: bytes, payload: bytes, mid: int | None, *, retained: bool = False
+    ) -> None:
         self._heard += 1
-        if message.qos == 0:
-            self._take(message, None)
+        if mid is None:
+            self._take(topic, payload, None, retained)
             return
         if self._pressed_on and len(self._undone) > self._settings.receive_window:
             self._link.stats.dropped_in += 1
             if self._link.role is Role.GATEWAY:
                 self._skipped += 1
             else:  # a node's session keeps nothing for another time
-                self._client.ack(message.mid, message.qos)
+                self._client.acknowledge(mid)
             return
-        token = Token(self, message.mid)
+        token = Token(self, mid)
         self._undone.append(token)
-        if not self._take(message, token):
+        if not self._take(topic, payload, token, retained):
             self.done(token)
 
-    def _take(self, message: paho.MQTTMessage, token: Token | None) -> bool:
-        if message.retain:
+    def _take(self, topic: bytes, payload: bytes, token: Token | None, retained: bool) -> bool:
+        if retained:
             # Nothing of ours is retained on these topics: somebody left it there.
             self._link.count("retained_in")
             return False
-        topic: str | None = None
+        name: str | None = None
         with contextlib.suppress(UnicodeDecodeError):
-            topic = message.topic
-        return self._link.take(topic, bytes(message.payload), token)
+            name = topic.decode()
+        return self._link.take(name, payload, token)
 
 
 def _chunks(filters: Iterable[str]) -> Iterator[list[str]]:

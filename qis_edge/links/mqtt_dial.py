@@ -185,7 +185,7 @@ class BufferedSocket:
         self._sock = sock
         self._largest = largest
         self._in = b""
-        self._at = 0
+        self._at = self._looked = 0
         self._out = bytearray()
         #: Why the connection broke, where the system said so.
         self.error: OSError | None = None
@@ -211,6 +211,39 @@ class BufferedSocket:
         piece = self._in[self._at : self._at + size]
         self._at += len(piece)
         return piece
+
+    def look(self, first: int) -> bytes | None:
+        """The body of the next packet, if that begins with ``first`` and is all here; then
+        :meth:`took` passes it."""
+        if self._at == len(self._in):
+            self._fill()
+        data, at = self._in, self._at
+        if len(data) - at < 4 or data[at] != first:
+            return None
+        size, start = data[at + 1], at + 2
+        if size & 0x80:
+            if data[start] & 0x80:
+                return None
+            size, start = size & 0x7F | data[start] << 7, start + 1
+        if size > self._largest or start + size > len(data):
+            return None
+        self._looked = start + size
+        return data[start : self._looked]
+
+    def _fill(self) -> None:
+        """Read what there is; what is wrong, :meth:`recv` will find too."""
+        try:
+            self._in = self._sock.recv(self._READ)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return
+        except OSError as error:
+            self.error = error
+            return
+        self._at = 0
+
+    def took(self) -> None:
+        """Pass the packet that :meth:`look` has shown."""
+        self._at = self._looked
 
     def pending(self) -> int:
         """Bytes that can be read without asking the system."""

@@ -11,6 +11,7 @@ from gateway import custodian as module
 from gateway import receipting
 from gateway.custodian import Custodian
 from gateway.intake import Counts
+from gateway.post import FEW_ANSWERS, _Letter
 from gateway.receipting import Receipting
 from gateway.spool import Spool
 from qis_edge.core import receipt as receipts
@@ -18,6 +19,7 @@ from qis_edge.core.errors import Reason, Refused, StoreCorrupt, StoreError
 from qis_edge.core.identity import Identity
 from qis_edge.core.packet import Packet
 from qis_edge.core.receipt import Receipt, ReceiptMessage
+from qis_edge.links.base import down
 from qis_edge.worker import Disk
 from tests.gateway.kit import CLOCK, HOUR, NOW, Letters, People, packet_of
 
@@ -101,6 +103,35 @@ async def test_what_is_new_and_what_is_known_is_held(make: Make) -> None:
     assert [one.held for one in bench.told(*packets)] == [(1, 2, 5)]
     assert (bench.counts.known, bench.arrived) == (3, 1)
     assert bench.accepted == [bench.node.kid] * 6
+
+
+async def test_what_cannot_go_out_yet_is_said_together(make: Make) -> None:
+    """While the post has enough to send, receipts gather; one then names them all."""
+    bench = make()
+    packets = [packet_of(bench.node, sequence) for sequence in range(1, 9)]
+    bench.post._answers.update({number: _Letter(b"", down(b"")) for number in range(FEW_ANSWERS)})
+    for packet in packets:
+        await bench.take(packet)
+    assert bench.told() == []
+    bench.post._answers.popitem()
+    assert bench.post.more is not None
+    bench.post.more()
+    assert [one.held for one in bench.told(*packets)] == [tuple(range(1, 9))]
+    bench.post.more()
+    assert bench.told() == []
+
+
+async def test_what_is_never_said_is_bounded(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receipting, "MAX_OWED", 4)
+    bench = make()
+    bench.post._answers.update({number: _Letter(b"", down(b"")) for number in range(FEW_ANSWERS)})
+    old = [packet_of(bench.node, sequence) for sequence in range(3)]
+    new = [packet_of(bench.node, sequence, store=b"efgh") for sequence in range(3)]
+    await bench.take(*old)
+    await bench.take(*new)
+    bench.post._answers.clear()
+    bench.teller.tell()
+    assert [(one.store, one.held) for one in bench.told(*new)] == [(b"efgh", (0, 1, 2))]
 
 
 async def test_each_store_is_spoken_of_apart(make: Make) -> None:

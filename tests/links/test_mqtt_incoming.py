@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 
 import pytest
 
@@ -207,6 +208,44 @@ async def test_a_broker_s_garbage_ends_nothing_but_the_connection(garbage: bytes
         await until_up(gateway)
         broker.say(broker.publish(UP_TOPIC, b"frame", 9))
         assert [r.data for r in await receive_done(gateway, 1)] == [b"frame"]
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+async def test_packets_of_every_form_in_pieces_of_every_size(protocol: str) -> None:
+    """Nearly all are read past paho: what is between them and what is cut is not lost."""
+    rng = random.Random(5)
+    async with (
+        ScriptedBroker(puback=lambda _: None) as broker,  # nothing of its own in between
+        started(gateway_link(broker.port, protocol=protocol)) as gateway,
+    ):
+        stream, expected, acked = b"", [], []
+        for mid in range(1, 150):
+            frame = rng.randbytes(rng.choice((1, 60, 130, 400)))
+            sent = broker.publish(UP_TOPIC, frame, mid)
+            form = rng.randrange(8)
+            if form == 0:
+                sent = bytes((sent[0] | 0x08,)) + sent[1:]  # said again
+            elif form == 1 and protocol == "5":
+                # message expiry, 60 s
+                sent = packet(
+                    0x32, text(UP_TOPIC) + mid.to_bytes(2) + b"\x05\x02\0\0\0\x3c" + frame
+                )
+            elif form == 2:
+                sent = broker.publish(UP_TOPIC, frame, 0)
+            elif form == 3:
+                sent += packet(0xD0, b"")  # an answer to no ping
+            stream += sent
+            expected.append(frame)
+            if form != 2:
+                acked.append(mid)
+        while stream:
+            size = rng.choice((1, 2, 7, 100, 1000))
+            broker.say(stream[:size])
+            stream = stream[size:]
+            await asyncio.sleep(0.001 if size < 10 else 0)
+        assert [r.data for r in await receive_done(gateway, len(expected))] == expected
+        await until(lambda: broker.acked == acked)
+        assert gateway.stats.disconnects == 0
 
 
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
