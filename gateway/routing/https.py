@@ -11,12 +11,10 @@ held against what was asked.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import logging
 import re
 import ssl
-from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TypeAlias, TypeVar
 
@@ -26,7 +24,6 @@ from gateway.routing import hub_wire as wire
 from gateway.routing.access import Tls, hosts_of, number_of
 from gateway.routing.base import (
     MAX_CURSOR,
-    Accept,
     Batch,
     Context,
     Cursor,
@@ -37,10 +34,10 @@ from gateway.routing.base import (
 )
 from gateway.routing.following import Coverage
 from gateway.routing.url import EngineUrl
+from gateway.routing.verified import Verified
 from qis_edge.core.errors import Reason, Refused, RoutingError
 from qis_edge.links.mqtt_settings import is_loopback
 from qis_edge.terminal import harmless
-from qis_edge.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -56,10 +53,6 @@ WAIT = 25
 HASTE = (0.1, 2.0)
 #: Seconds that a hub which answers at once with nothing is left alone.
 IDLE = 0.05
-#: Packets that were verified are known when they come again.
-MAX_KNOWN = 8192
-#: Packets that one step on the verifying thread takes.
-ACCEPT_SLICE = 100
 #: The most bytes of an answer without packets.
 SMALL = 64 * 1024
 
@@ -102,7 +95,7 @@ class HttpsEngine:
         self._token = _token_of(url)
         self._ca = url.options.get("ca")
         self._patience = number_of(url, "timeout", PATIENCE, 1, 300)
-        self._verifier = _Verifier((context or Context()).accept)
+        self._verified = Verified((context or Context()).accept)
         self._session: aiohttp.ClientSession | None = None
         self._opening = asyncio.Lock()
         self._opened = False
@@ -158,7 +151,7 @@ class HttpsEngine:
             for subscription in list(self._following):
                 await subscription.close()
             await self._disconnect()
-            self._verifier.close()
+            self._verified.close()
 
     async def _disconnect(self) -> None:
         session, self._session = self._session, None
@@ -293,7 +286,7 @@ class HttpsEngine:
                 raise
             receipt = self._decoded(wire.Receipt.decode, answer)
             self._left_out(part, receipt)
-            self._verifier.know(part)
+            self._verified.know(part)
             new += receipt.new
         return new
 
@@ -324,15 +317,14 @@ class HttpsEngine:
         question = wire.Question(interest, limit, since, confidence, vector)
         answer = await self._ask("query", question.encode(), most=wire.MAX_ANSWER)
         page = self._decoded(wire.Page.decode, answer)
-        found = {
-            entry.id: entry
+        entries = [
+            entry
             for entry in await self._verified(page.raws)
             if interest.covers(entry.fingerprint)
             and entry.time >= (since or 0)
             and entry.confidence >= confidence
-        }
-        self._refused += len(page.raws) - len(found)
-        entries = list(found.values())
+        ]
+        self._refused += len(page.raws) - len(entries)
         if vector is None:
             entries.sort(key=lambda entry: -entry.time)  # stable: ties are the hub's
         return entries[:limit]
@@ -386,16 +378,14 @@ class HttpsEngine:
             "follow", poll.encode(), most=wire.MAX_ANSWER, patience=poll.wait + self._patience
         )
         page = self._decoded(wire.Page.decode, answer)
+        found = await self._verified(page.raws)
         coverage = Coverage(poll.interests)
-        verified = await self._verified(page.raws)
-        found = {entry.id: entry for entry in verified if entry.fingerprint in coverage}
+        if not coverage.everything:
+            found = [entry for entry in found if entry.fingerprint in coverage]
         self._refused += len(page.raws) - len(found)
         if page.raws and page.cursor == (poll.after or b""):
             raise RoutingError(f"{self.url}: the hub's cursor does not move on")
-        return page, list(found.values())
-
-    async def _verified(self, raws: Sequence[bytes]) -> list[Entry]:
-        return await self._verifier(raws)
+        return page, found
 
 
 class HubSubscription:
@@ -489,48 +479,6 @@ class HubSubscription:
             await asyncio.wait({poll, woken}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             woken.cancel()
-
-
-class _Verifier:
-    """Accepts packets on a thread of its own, each once as far as memory goes."""
-
-    def __init__(self, accept: Accept) -> None:
-        self._accept = accept
-        self._known: OrderedDict[bytes, Entry] = OrderedDict()
-        self._worker: Worker | None = None
-
-    def know(self, entries: Sequence[Entry]) -> None:
-        """These are good."""
-        for entry in entries[-MAX_KNOWN:]:
-            self._known[entry.raw] = entry
-        while len(self._known) > MAX_KNOWN:
-            self._known.popitem(last=False)
-
-    async def __call__(self, raws: Sequence[bytes]) -> list[Entry]:
-        """Those that are acceptable, in their order."""
-        fresh = [raw for raw in dict.fromkeys(raws) if raw not in self._known]
-        made: dict[bytes, Entry] = {}
-        for start in range(0, len(fresh), ACCEPT_SLICE):
-            if self._worker is None:
-                self._worker = Worker("routing-accept")
-            part = await self._worker(self._sort, fresh[start : start + ACCEPT_SLICE])
-            made.update((entry.raw, entry) for entry in part)
-        found = (made.get(raw) or self._known.get(raw) for raw in raws)
-        entries = [entry for entry in found if entry is not None]
-        self.know(list(made.values()))
-        return entries
-
-    def _sort(self, raws: Sequence[bytes]) -> list[Entry]:
-        good = []
-        for raw in raws:
-            with contextlib.suppress(Refused):
-                good.append(self._accept(raw))
-        return good
-
-    def close(self) -> None:
-        if self._worker is not None:
-            self._worker.close()
-            self._worker = None
 
 
 def _token_of(url: EngineUrl) -> str:

@@ -21,12 +21,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gateway.routing import qdrant_points as points
-from gateway.routing.base import Accept, Context, EngineStatus, Entry, Interest, check_query
+from gateway.routing.base import Context, EngineStatus, Entry, Interest, check_query
 from gateway.routing.feed import CHUNK_PACKETS, WAIT, Chunk, Position
 from gateway.routing.url import EngineUrl
+from gateway.routing.verified import Verified
 from gateway.routing.view import ViewEngine
-from qis_edge.core.errors import Refused, RoutingError
-from qis_edge.worker import Worker
+from qis_edge.core.errors import RoutingError
 
 if TYPE_CHECKING:
     from gateway.routing.qdrant_collection import Collection, Found
@@ -47,8 +47,6 @@ EARLIEST = 1_767_225_600 * TICKS  # 2026-01-01T00:00:00Z
 MAX_SEEN = 100_000
 #: Packets of our own that are not fetched.
 MAX_OWN = 20_000
-#: Packets that are not verified again.
-MAX_VERIFIED = 20_000
 #: Seconds for which the view answers queries after Qdrant did not.
 ASK_AGAIN = 2.0
 #: Foreign points that a query may find among its own before the view is asked instead; and
@@ -67,7 +65,7 @@ class QdrantEngine(ViewEngine):
 
         context = context or Context()
         self._collection = Collection(url)
-        self._verified = _Verified(context.accept)
+        self._verified = Verified(context.accept)
         self._says = ""  # why Qdrant does not answer queries
         self._ask_at = 0.0  # when it is asked again; time.monotonic()
         self._source = QdrantFeed(self._collection)
@@ -154,7 +152,8 @@ class QdrantEngine(ViewEngine):
     async def _true(self, found: Sequence[Found]) -> list[tuple[Entry, int]]:
         """Those that hold, where they should be, packets that can be believed."""
         raws = [points.raw_of(one.payload) for one in found]
-        entries = await self._verified.entries([raw for raw in raws if raw is not None])
+        verified = await self._verified([raw for raw in raws if raw is not None])
+        entries = {entry.raw: entry for entry in verified}
         true = []
         for one, raw in zip(found, raws, strict=True):
             entry = None if raw is None else entries.get(raw)
@@ -187,49 +186,6 @@ def _rank(entry: Entry, stamp: int, vector: Sequence[float] | None) -> tuple[flo
         if entry.vector is not None and len(entry.vector) == len(vector) and any(entry.vector):
             near = -points.cosine(entry.vector, vector)
     return near, -entry.time, -stamp
-
-
-class _Verified:
-    """Packets that were verified, the last few. Verifying has a thread of its own."""
-
-    def __init__(self, accept: Accept) -> None:
-        self._accept = accept
-        self._known: OrderedDict[bytes, Entry] = OrderedDict()
-        self._worker: Worker | None = None
-
-    def know(self, entries: Sequence[Entry]) -> None:
-        """These are verified."""
-        for entry in entries:
-            self._known[entry.raw] = entry
-            self._known.move_to_end(entry.raw)
-        while len(self._known) > MAX_VERIFIED:
-            self._known.popitem(last=False)
-
-    async def entries(self, raws: Sequence[bytes]) -> dict[bytes, Entry]:
-        """The entries of those that can be believed."""
-        unknown = [raw for raw in raws if raw not in self._known]
-        fresh: list[Entry] = []
-        if unknown:
-            self._worker = self._worker or Worker("qdrant-accept")
-            fresh = await self._worker(self._check, unknown)
-        found = {raw: self._known[raw] for raw in raws if raw in self._known}
-        self.know(fresh)
-        return found | {entry.raw: entry for entry in fresh}
-
-    def _check(self, raws: Sequence[bytes]) -> list[Entry]:
-        found = []
-        for raw in raws:
-            try:
-                found.append(self._accept(raw))
-            except Refused:
-                continue  # the view counts it
-        return found
-
-    def close(self) -> None:
-        """End the thread."""
-        if self._worker is not None:
-            self._worker.close()
-            self._worker = None
 
 
 class _Recent:

@@ -160,8 +160,8 @@ class QdrantEdgeEngine(LogEngine):
         coverage = Coverage(interests)
         few = len(interests) <= FEW_INTERESTS and not coverage.everything
         asked = [[one.fingerprint, one.bits] for one in interests] if few else None
-        rows, position, end = await self._ask("slice", asked, after)
-        entries = _entries(rows)
+        columns, position, end = await self._ask("slice", asked, after)
+        entries = _entries(columns)
         if not few and not coverage.everything:
             entries = [entry for entry in entries if entry.fingerprint in coverage]
         return Slice(tuple(entries), position, end, version)
@@ -309,11 +309,12 @@ def _receive(source: Any) -> Any:
     return cbor2.loads(body)
 
 
-def _entries(rows: Sequence[Sequence[Any]]) -> list[Entry]:
-    return [
-        Entry._make((*row[:-1], None if row[-1] is None else tuple(map(float, row[-1]))))
-        for row in rows
-    ]
+def _entries(columns: Sequence[Sequence[Any]]) -> list[Entry]:
+    if not columns:
+        return []
+    *others, vectors = columns
+    read = [None if one is None else tuple(map(float, one)) for one in vectors]
+    return [Entry._make(row) for row in zip(*others, read, strict=True)]
 
 
 def _how(code: int) -> str:

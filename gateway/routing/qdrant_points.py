@@ -141,8 +141,8 @@ def raw_of(form: Mapping[str, Any] | None) -> bytes | None:
     if not isinstance(text, str):
         return None
     try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
+        return binascii.a2b_base64(text, strict_mode=True)
+    except ValueError:
         return None
 
 

@@ -433,15 +433,17 @@ class SqliteFile:
         size = self.reader.size() + (log.stat().st_size if log.exists() else 0)
         return self._fact(self.reader, "packets"), size, self.refused
 
-    def _entries(self, rows: Sequence[Sequence[Any]], coverage: Coverage) -> list[Entry]:
-        """The entries of rows that begin with ``_COLUMNS``, which lie at covered addresses.
-        Where somebody else wrote, they are counted and left out."""
+    def _entries(
+        self, rows: Sequence[Sequence[Any]], covers: Callable[[bytes], bool] | None
+    ) -> list[Entry]:
+        """The entries of rows that begin with ``_COLUMNS``, which lie at covered addresses
+        (``None``: at any). Where somebody else wrote, they are counted and left out."""
         entries = _entries_of_ours(rows)
         if entries is None:
             one_by_one = [_entries_of_ours((row,)) for row in rows]
             entries = [entry for found in one_by_one if found for entry in found]
-        if not coverage.everything:
-            entries = [entry for entry in entries if entry.fingerprint in coverage]
+        if covers is not None:
+            entries = [entry for entry in entries if covers(entry.fingerprint)]
         self.refused += len(rows) - len(entries)
         return entries
 
@@ -449,11 +451,11 @@ class SqliteFile:
         self, interest: Interest, limit: int, find: Callable[[int], list[Any]]
     ) -> list[Entry]:
         """``limit`` entries of the rows that ``find`` gives, which may hold foreign ones."""
-        wanted, coverage = limit, Coverage(frozenset([interest]))
+        wanted = limit
         while True:
             rows = find(wanted)
             before = self.refused
-            entries = self._entries(rows, coverage)
+            entries = self._entries(rows, interest.covers)
             if len(entries) >= limit or len(rows) < wanted:
                 return entries[:limit]
             wanted += self.refused - before
@@ -556,7 +558,8 @@ class SqliteFile:
             until = rows[-1][-2]
         if not chosen.everything:
             rows = [row for row in rows if row[-1] in chosen.buckets]
-        entries = self._entries(rows, chosen.coverage)
+        covers = None if chosen.everything else chosen.coverage.__contains__
+        entries = self._entries(rows, covers)
         return Slice(tuple(entries), until, until >= last, version)
 
     def _look(self, chosen: _Chosen, after: int, until: int) -> list[Any]:

@@ -274,7 +274,7 @@ def test_what_expired_gives_its_space_back(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(qdrant_shard, "TIDY_LEAST", 1500)
     monkeypatch.setattr(qdrant_shard, "EXPIRE_SLICE", 5000)
     shard = qdrant_shard.Shard(tmp_path / "shard", 1)
-    rows = [list(make_entry(n, ttl=n // 1500 + 1, time=START)) for n in range(2000)]
+    rows = [make_entry(n, ttl=n // 1500 + 1, time=START) for n in range(2000)]
     assert shard.deposit(rows) == (2000, 2000)
     assert not shard.tidy()
     before = shard.status()[1]
@@ -284,6 +284,6 @@ def test_what_expired_gives_its_space_back(tmp_path: Path, monkeypatch: pytest.M
     assert (packets, refused) == (500, 0)
     assert after < before
     asked = [ADDRESS, 256, None, 0]
-    assert len(shard.newest(asked, 1000)) == 500
-    assert len(shard.slice(None, 0)[0]) == 500
+    assert [len(column) for column in shard.newest(asked, 1000)] == [500] * 5
+    assert [len(column) for column in shard.slice(None, 0)[0]] == [500] * 5
     shard.close()
