@@ -26,7 +26,9 @@ from gateway.config import load_gateway
 from gateway.routing import EVERYTHING, Context, Cursor, Entry, RoutingLayer, open_engine
 from gateway.routing.base import Accept
 from gateway.routing.sqlite import SqliteEngine
+from qis_edge.cli.owner import act_as_owner
 from qis_edge.cli.program import INTERRUPTED, OK, note, print_json
+from gateway.routing.url import typed
 from qis_edge.core.errors import Refused, RoutingError, UsageError
 from qis_edge.keys import replace_file
 from qis_edge.store.database import Lock
@@ -189,7 +191,10 @@ class Copying:
 
 def copy(args: argparse.Namespace) -> int:
     """Copy everything from one routing engine into another."""
+    typed(args.source, "FROM")
+    typed(args.target, "TO")
     config = load_gateway(args.config, full=False)
+    act_as_owner(config.gateway.state)
     with opened_fleet(config, read_only=True) as fleet:
         context = Context(
             accept=acceptor(config, fleet),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 from collections.abc import Iterator
 from importlib.util import find_spec
 
@@ -21,14 +22,16 @@ from qis_edge.cli.doctor import (
     ask,
     clock,
     links,
+    loaded,
     pid_of,
     show,
-    show_wrong_config,
     trouble,
     unit,
     whole,
+    wrong,
 )
 from qis_edge.cli.owner import act_as_owner
+from qis_edge.cli.program import USAGE
 from qis_edge.core.credential import GATEWAY
 from qis_edge.core.errors import ConfigError, Refused, RoutingError, StoreError
 from qis_edge.doctor.broker import Probe
@@ -49,16 +52,16 @@ LOCAL = ("sqlite:", "memory:", "qdrant+edge:", "dht:")
 def doctor(args: argparse.Namespace) -> int:
     """Look at everything that may be wrong, whether the gateway runs or not."""
     try:
-        config = load_gateway(args.config)
+        config, found = loaded(args, load_gateway)
     except ConfigError as failure:
-        return show_wrong_config(args, failure)
-    act_as_owner(config.gateway.state, args.program)
-    return show(args, _gateway(args, config))
+        show(args, wrong(args, failure))
+        return USAGE
+    act_as_owner(config.gateway.state)
+    return show(args, itertools.chain(found, _gateway(args, config)))
 
 
 def _gateway(args: argparse.Namespace, config: GatewayConfig) -> Iterator[Finding]:
     state = config.gateway.state
-    yield ok("config", str(config.path))
     status, found = ask(args, state)
     yield from found
     yield from clock(config, 0, status, gateway=True)

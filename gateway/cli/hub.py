@@ -14,6 +14,7 @@ from pathlib import Path
 from gateway.fleet import Fleet
 from gateway.routing import Context, Entry, open_engine
 from gateway.routing.base import Accept
+from gateway.routing.url import typed
 from qis_edge.core.credential import NODE
 from qis_edge.core.errors import QisError, Reason, Refused, UsageError
 from qis_edge.core.packet import unpack
@@ -33,6 +34,7 @@ LOOK = 5.0
 def hub(args: argparse.Namespace) -> int:
     """Serve a routing engine to other gateways, until SIGTERM or SIGINT."""
     host, port = _place(args)
+    typed(args.engine, "ENGINE")
     try:
         from gateway import hub as serving  # aiohttp is an extra
     except ModuleNotFoundError as error:

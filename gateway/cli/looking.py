@@ -16,6 +16,7 @@ from gateway.config import GatewayConfig, load_gateway
 from gateway.fleet import Fleet, NodeState, Waiting
 from gateway.routing import Context, Entry, Interest, RoutingLayer, open_engine
 from gateway.spool import Spool, StoreState
+from qis_edge.cli.owner import act_as_owner
 from qis_edge.cli.program import OK, note, print_json
 from qis_edge.cli.showing import ask_status, clock_rows, link_rows, outcome_form, results_text
 from qis_edge.control import is_running
@@ -39,6 +40,7 @@ LOOK = 0.02
 def status(args: argparse.Namespace) -> int:
     """Say how the gateway is doing."""
     config = load_gateway(args.config, full=False)
+    act_as_owner(config.gateway.state)
     found = ask_status(args, config.gateway.state, lambda: _stored_status(config))
     with opened_fleet(config, read_only=True) as fleet:
         found["nodes"] = len(fleet.nodes())
@@ -115,6 +117,7 @@ def _show_status(found: dict[str, Any]) -> None:
 def nodes(args: argparse.Namespace) -> int:
     """List the nodes, and who asks to join."""
     config = load_gateway(args.config, full=False)
+    act_as_owner(config.gateway.state)
     state = config.gateway.state
     with opened_fleet(config, read_only=True) as fleet:
         known, waiting = fleet.nodes(), fleet.waiting()
@@ -229,6 +232,7 @@ def _show_waiting(waiting: Sequence[Waiting], until: float, now: float) -> None:
 def query(args: argparse.Namespace) -> int:
     """Show what an address holds, as the first routing engine has it."""
     config = load_gateway(args.config, full=False)
+    act_as_owner(config.gateway.state)
     domain = None if args.domain is None else Domain.load(args.domain)
     interest = _interest(args, domain)
     if not 1 <= args.limit <= 100_000:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from qis_edge.cli.joining import stored_standing
 from qis_edge.cli.owner import act_as_owner
@@ -35,21 +36,22 @@ from qis_edge.terminal import duration, harmless, plural, size
 NEARLY, STALE = 0.9, 3 * 86400
 
 Status = Mapping[str, Any]
+C = TypeVar("C")
 
 
 def doctor(args: argparse.Namespace) -> int:
     """Look at everything that may be wrong, whether the node runs or not."""
     try:
-        config = load_node(args.config)
+        config, found = loaded(args, load_node)
     except ConfigError as failure:
-        return show_wrong_config(args, failure)
-    act_as_owner(config.node.state, args.program)
-    return show(args, _node(args, config))
+        show(args, wrong(args, failure))
+        return USAGE
+    act_as_owner(config.node.state)
+    return show(args, itertools.chain(found, _node(args, config)))
 
 
 def _node(args: argparse.Namespace, config: NodeConfig) -> Iterator[Finding]:
     state, now = config.node.state, config.clock.make().now()
-    yield ok("config", str(config.path))
     status, found = ask(args, state)
     yield from found
     floor = 0
@@ -144,6 +146,30 @@ def _backlog(
 # --- both ---------------------------------------------------------------------------------
 
 
+def loaded(args: argparse.Namespace, load: Callable[..., C]) -> tuple[C, list[Finding]]:
+    """The configuration, and what is wrong with it where the rest can be looked at still: a
+    file that is missing, a driver, a secret that only the service has.
+
+    :raises ConfigError: nothing can be done with it.
+    """
+    try:
+        config = load(args.config)
+    except ConfigError as failure:
+        return load(args.config, full=False), wrong(args, failure)
+    return config, [ok("config", "it is read, and nothing is wrong with it")]
+
+
+def wrong(args: argparse.Namespace, failure: ConfigError) -> list[Finding]:
+    """What is wrong with a configuration."""
+    fix = failure.hint or f"{args.program} check says it again"
+    return [
+        notice("config", str(one), "start the service, or leave it", one.key)
+        if "is handed over by systemd" in one.message
+        else error("config-wrong", str(one), one.suggestion or fix, one.key)
+        for one in failure.problems
+    ]
+
+
 def ask(args: argparse.Namespace, state: Path) -> tuple[Status | None, list[Finding]]:
     """What the daemon says, and that it does."""
     start = start_command(args)
@@ -221,15 +247,15 @@ def links(
     """
     for name in config.names:
         try:
-            check_link(config, name, broker=broker)
+            if name == "mqtt":
+                settings = (config.mqtt or MqttConfig()).settings(broker)
+            else:
+                check_link(config, name, broker=broker)
         except QisError as failure:
             code = "package-missing" if "not installed" in str(failure) else "broker-settings"
             yield error(code, str(failure), failure.hint or "see its settings", name)
             continue
-        if name == "mqtt":
-            yield from check_broker((config.mqtt or MqttConfig()).settings(broker), probe)
-        else:
-            yield from _port(config, name)
+        yield from check_broker(settings, probe) if name == "mqtt" else _port(config, name)
     for one in () if status is None else status["links"]:
         if not one["up"]:
             yield warning(
@@ -267,19 +293,6 @@ def _used(state: Path) -> int:
 
 
 # --- showing ------------------------------------------------------------------------------
-
-
-def show_wrong_config(args: argparse.Namespace, failure: ConfigError) -> int:
-    """Nothing else can be looked at without a configuration."""
-    fix = failure.hint or f"{args.program} check says it again when it is mended"
-    show(
-        args,
-        [
-            error("config-wrong", str(one), one.suggestion or fix, one.key)
-            for one in failure.problems
-        ],
-    )
-    return USAGE
 
 
 def show(args: argparse.Namespace, findings: Iterable[Finding]) -> int:

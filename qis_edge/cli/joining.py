@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qis_edge.cli.letters import read_letter, write_letter
+from qis_edge.cli.owner import act_as_owner
 from qis_edge.cli.program import OK, PROBLEM, note, print_json, start_command
 from qis_edge.config import NodeConfig, load_node
 from qis_edge.control import is_running, request
@@ -28,8 +29,10 @@ def enroll(args: argparse.Namespace) -> int:
     config = load_node(args.config, full=False)
     if args.request is not None:
         return _request(config, args)
-    if args.credential is not None:
-        _install(config, read_letter(args.credential))
+    letter = None if args.credential is None else read_letter(args.credential)
+    act_as_owner(config.node.state)
+    if letter is not None:
+        _install(config, letter)
     found = _ask(config, args)
     if args.json:
         print_json(found)

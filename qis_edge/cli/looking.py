@@ -6,6 +6,7 @@ import argparse
 import contextlib
 from typing import Any
 
+from qis_edge.cli.owner import act_as_owner
 from qis_edge.cli.program import OK, note, print_json, start_command
 from qis_edge.cli.showing import ask_status, clock_rows, link_rows, outcome_form, results_text
 from qis_edge.config import NodeConfig, load_node
@@ -25,6 +26,7 @@ RETRY_PATIENCE = 60.0
 def status(args: argparse.Namespace) -> int:
     """Show how the node is doing."""
     config = load_node(args.config, full=False)
+    act_as_owner(config.node.state)
     found = ask_status(args, config.node.state, lambda: _stored_status(config))
     if args.json:
         print_json(found)
@@ -121,6 +123,7 @@ def _packets(outbox: dict[str, Any]) -> str:
 def queue(args: argparse.Namespace) -> int:
     """List what has not been delivered yet."""
     config = load_node(args.config, full=False)
+    act_as_owner(config.node.state)
     path = config.node.state / "outbox.db"
     running = is_running(config.node.state)
     if not path.exists():

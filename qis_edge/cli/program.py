@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qis_edge.cli.owner import find_credentials
 from qis_edge.core.errors import ConfigError, NotRunning, QisError, UsageError
 from qis_edge.terminal import harmless
 
@@ -137,6 +138,7 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     try:
         args = parser.parse_args(argv)
         args.program = parser.prog
+        find_credentials(parser.prog)
         module, _, function = args.handler.partition(":")
         code = getattr(importlib.import_module(module), function)(args)
         sys.stdout.flush()

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qis_edge.cli.owner import act_as_owner
 from qis_edge.cli.program import OK, PROBLEM, complain, note, print_json
 from qis_edge.cli.showing import outcome_form
 from qis_edge.config import NodeConfig, SensorConfig, load_node
@@ -28,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         raise UsageError("goes with --test", field="--json")
     config = load_node(args.config)
+    act_as_owner(config.node.state)
     from qis_edge.node.runtime import run_node  # heavy: the test above does without it
 
     return run_node(config)
@@ -49,6 +51,7 @@ class _Look:
 def _test(args: argparse.Namespace) -> int:
     """Read once, and show what would come of it."""
     config = load_node(args.config)
+    act_as_owner(config.node.state)
     domain = config.situation.load_domain()
     looks = _look(config)
     start = _window(config, looks)

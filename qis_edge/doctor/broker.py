@@ -69,6 +69,16 @@ def check_broker(settings: MqttSettings, probe: Probe, about: str = "mqtt") -> I
             "use mqtts://",
             about,
         )
+    paths = (settings.password_file, settings.ca, settings.cert, settings.key)
+    if any(path is not None and str(path).startswith("credential:") for path in paths):
+        yield notice(
+            "broker",
+            f"what {settings.url} asks for is handed over by systemd, to the service alone: "
+            "it was not tried",
+            "while the service runs, root's doctor can try it",
+            about,
+        )
+        return
     if settings.cert is not None:
         yield from _own_certificate(settings.cert, about)
     try:

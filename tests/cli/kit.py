@@ -210,6 +210,7 @@ def check_documented(program: str, verb: str, shown: Any) -> None:
 #: What running daemons answer; ``test_running`` holds it against real ones.
 RUNNING_NODE: dict[str, Any] = {
     "name": "field-1", "kid": "aa", "site": "north", "now": NOW, "clock_trusted": False,
+    "clock_source": "system", "clock_steps": 0,
     "disk": "outbox.db: the disk is full",
     "started": NOW, "enrolled": True, "expires": NOW + 86400, "address": "bb",
     "links": [{"name": "mqtt", "url": "mqtt://h", "up": False, "connects": 0, "frames_in": 1,
@@ -229,7 +230,7 @@ RUNNING_NODE: dict[str, Any] = {
 
 RUNNING_GATEWAY: dict[str, Any] = {
     "name": "base", "kid": "aa", "site": "north", "now": NOW, "started": NOW,
-    "permitted_until": None, "disk": "spool.db: the disk is full",
+    "permitted_until": None, "disk": "spool.db: the disk is full", "clock_steps": 0,
     "links": [{"name": "mqtt", "url": "mqtt://h", "up": True, "connects": 1, "frames_in": 1,
                "frames_out": 1, "bytes_in": 1, "bytes_out": 1, "dropped_in": 0,
                "last_error": None, "extra": {"protocol": 5.0}}],

@@ -18,7 +18,7 @@ from gateway.spool import Intake, Spool
 from qis_edge.cli import doctor as doctors
 from qis_edge.cli.owner import act_as_owner
 from qis_edge.cli.service import TITLES, look_at_node
-from qis_edge.core.errors import Reason
+from qis_edge.core.errors import KeyFileError, Reason
 from qis_edge.core.receipt import Receipt
 from qis_edge.doctor import broker
 from qis_edge.doctor.findings import CODES, Severity, notice, ok, worst
@@ -32,6 +32,7 @@ from tests.cli.kit import (
     RUNNING_NODE,
     Site,
     check_documented,
+    command,
     daemon,
     filled,
     packed,
@@ -277,10 +278,50 @@ def test_root_acts_as_the_owner_of_the_state(tmp_path: Path) -> None:
     os.chown(state, 12345, 12346)
     process = os.fork()
     if process == 0:
-        act_as_owner(state, "qis-edge")
+        act_as_owner(state)
         right = (os.geteuid(), os.getegid(), os.getgroups()) == (12345, 12346, [12346])
         os._exit(0 if right else 1)
     assert os.waitpid(process, 0)[1] == 0
-    act_as_owner(tmp_path, "qis-edge")  # root's own
-    act_as_owner(tmp_path / "gone", "qis-edge")
+    act_as_owner(tmp_path)  # root's own
+    act_as_owner(tmp_path / "gone")
     assert os.geteuid() == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a folder away")
+def test_root_looks_at_a_services_folder(ready: Site, tmp_path: Path) -> None:
+    """A service keeps its keys from all others. What root's commands write there is its own."""
+    ready.join()
+    tmp_path.chmod(0o755)
+    for folder in (tmp_path, *tmp_path.parents[:3]):
+        folder.chmod(folder.stat().st_mode | 0o011)
+    for path in (ready.node_state, *ready.node_state.rglob("*")):
+        os.chown(path, 12345, 12345)
+    assert read_key(ready.node_state / "node.key")  # root may use it where it is
+    for verb in ("status", "queue", "enroll", "doctor"):
+        done = command("qis_edge", verb, "--config", ready.node_config)
+        assert "belongs to user" not in done.stdout + done.stderr, verb
+        assert "key-exposed" not in done.stdout
+    assert {path.stat().st_uid for path in ready.node_state.rglob("*")} == {12345}
+    os.chown(ready.node_state / "node.key", 12346, 12346)
+    with pytest.raises(KeyFileError, match="belongs to user 12346"):
+        read_key(ready.node_state / "node.key")
+
+
+def test_secrets_that_only_the_service_has(ready: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    text = ready.node_config.read_text()
+    text = text.replace('#username = "field-1"', 'username = "field-1"')
+    text = text.replace('#password_file = "mqtt.password"', 'password_file = "credential:p"')
+    text = text.replace('#url = "mqtt://localhost:1883"', 'url = "mqtt://localhost:1883"')
+    ready.node_config.write_text(text)
+    ready.node("doctor", "--json")
+    assert found(ready)["broker"] == "notice"
+    assert found(ready)["config"] == "notice"
+    handed = ready.folder / "credentials" / "qis-edge.service"
+    handed.mkdir(parents=True)
+    (handed / "p").write_text("secret\n")
+    (handed / "p").chmod(0o600)
+    monkeypatch.setattr("qis_edge.cli.owner.CREDENTIALS", handed.parent)
+    ready.node("doctor", "--json")
+    assert found(ready)["config"] == "ok"
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)

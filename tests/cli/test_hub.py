@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.cli.hub import _opened, checker
+from gateway.routing import Entry
 from qis_edge.core.errors import Reason, Refused
 from qis_edge.core.identity import Identity
 from qis_edge.keys import read_key
@@ -18,9 +19,9 @@ def test_what_is_certainly_wrong_is_refused(ready: Site) -> None:
     stranger = packed(Identity.generate(), 10, "")
     with _opened(ready.gateway_state) as fleet:
         check = checker(fleet)
-        assert check(good.raw).id == good.id
+        assert check(good.raw) == Entry.of(good)
         # Nobody here knows who signed it; another gateway of the fleet may.
-        assert check(stranger.raw).id == stranger.id
+        assert check(stranger.raw) == Entry.of(stranger)
         with pytest.raises(Refused) as caught:
             check(good.raw[:-1] + bytes([good.raw[-1] ^ 1]))
         assert caught.value.reason is Reason.SIGNATURE
