@@ -15,9 +15,10 @@ LOG_PAGES = 8000
 
 
 class GatewayDatabase(Database):
-    """A file of the gateway's. Always durable; a damaged one is left as it is.
+    """A file of the gateway's. Always durable; a damaged one is left as it is, unless it mends.
 
     :param remedy: what to do once it is damaged.
+    :param mends: whether the next start mends it, as a mark then tells it to.
     :param shared: whether other processes (the command line) may write it too.
     :param cache: bytes of page cache.
     :param busy: seconds to wait for another process's transaction.
@@ -30,6 +31,7 @@ class GatewayDatabase(Database):
         schema: Schema,
         *,
         remedy: str,
+        mends: bool = False,
         shared: bool = True,
         read_only: bool = False,
         cache: int = 2 << 20,
@@ -37,6 +39,7 @@ class GatewayDatabase(Database):
         functions: Mapping[str, Callable[..., bytes]] | None = None,
     ) -> None:
         self.remedy = remedy
+        self._mends = mends
         self._functions = functions or {}
         self._busy = busy
         self._shared = shared
@@ -86,7 +89,8 @@ class GatewayDatabase(Database):
 
     def damaged(self, detail: str) -> StoreCorrupt:
         """The error for damage found."""
-        return StoreCorrupt(f"{self.path}: damaged ({detail})", hint=self.remedy)
+        found = super().damaged(detail) if self._mends else None
+        return found or StoreCorrupt(f"{self.path}: damaged ({detail})", hint=self.remedy)
 
     def failure(self, error: sqlite3.Error) -> StoreError:
         """What an error of SQLite means to us."""

@@ -25,10 +25,12 @@ from typing import Any, NamedTuple
 from gateway.database import GatewayDatabase
 from gateway.routing.base import Entry, framed_id, is_framed
 from gateway.spool_mark import Mark
-from qis_edge.core.errors import StoreError, UsageError
+from gateway.spool_schema import SCHEMA
+from qis_edge.core.errors import UsageError
 from qis_edge.core.packet import Packet
 from qis_edge.core.ranges import runs_of
-from qis_edge.store.database import Lock, Schema
+from qis_edge.store.database import Lock
+from qis_edge.store.forms import check_of
 
 #: How long packets stay after every engine has them: what a new engine begins with, and
 #: as long as a second content under one number is recognised. Seconds.
@@ -45,61 +47,12 @@ MAX_PROOFS = 4
 #: What a packet costs beside its own bytes, about.
 _OVERHEAD = 64
 
-SCHEMA = Schema(
-    name="spool",
-    application_id=0x51495350,
-    migrations=(
-        """
-        CREATE TABLE facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
-        INSERT INTO facts VALUES
-            ('epoch', randomblob(4)), ('since', 0), ('last', 0), ('packets', 0), ('bytes', 0);
-        CREATE TABLE origins (
-            origin INTEGER PRIMARY KEY,
-            kid BLOB NOT NULL,
-            store BLOB NOT NULL,
-            floor INTEGER NOT NULL DEFAULT 0,
-            UNIQUE (kid, store)
-        );
-        CREATE TABLE ranges (
-            origin INTEGER NOT NULL,
-            first INTEGER NOT NULL,
-            last INTEGER NOT NULL,
-            PRIMARY KEY (origin, first)
-        ) WITHOUT ROWID;
-        CREATE TABLE packets (
-            position INTEGER PRIMARY KEY,
-            origin INTEGER NOT NULL,
-            sequence INTEGER NOT NULL,
-            received INTEGER NOT NULL,
-            route INTEGER NOT NULL,
-            time INTEGER NOT NULL,
-            expires INTEGER NOT NULL,
-            confidence INTEGER NOT NULL,
-            vector BLOB,
-            raw BLOB NOT NULL
-        );
-        CREATE UNIQUE INDEX numbers ON packets (origin, sequence);
-        CREATE INDEX age ON packets (received);
-        CREATE TABLE engines (
-            url TEXT PRIMARY KEY,
-            incarnation TEXT NOT NULL DEFAULT '',
-            position INTEGER NOT NULL DEFAULT 0
-        ) WITHOUT ROWID;
-        CREATE TABLE proofs (
-            origin INTEGER NOT NULL,
-            sequence INTEGER NOT NULL,
-            received INTEGER NOT NULL,
-            held BLOB NOT NULL,
-            other BLOB NOT NULL
-        );
-        CREATE INDEX proven ON proofs (origin);
-        """,
-    ),
-)
-
-_INSERT = "INSERT INTO packets VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT = "INSERT INTO packets VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+#: What a packet's checksum is of, and it.
+_CHECKED = "raw, crc, position, origin, sequence, route, time, expires, confidence"
 _RUN_BEFORE = (
-    "SELECT first, last FROM ranges WHERE origin = ? AND first <= ? ORDER BY first DESC LIMIT 1"
+    "SELECT first, last, crc FROM ranges WHERE origin = ? AND first <= ? "
+    "ORDER BY first DESC LIMIT 1"
 )
 
 
@@ -214,8 +167,8 @@ class Spool:
     :param engines: the routing engines (``RoutingLayer.url``) that packets wait for.
     :param read_only: beside a gateway that runs or not; only what reads works.
     :raises StoreError: in use by another gateway, or what else stands in the way.
-    :raises StoreCorrupt: the file is damaged. A spool that is begun anew has a new epoch,
-        by which the nodes know to send again what they still have.
+    :raises StoreCorrupt: the file is damaged, also later, by whatever reads it; see
+        :mod:`gateway.mending`.
     """
 
     def __init__(
@@ -237,7 +190,8 @@ class Spool:
             self._db = GatewayDatabase(
                 path,
                 SCHEMA,
-                remedy="move it away: a new spool begins, and the nodes send what they still have",
+                remedy="the next start of the gateway mends it",
+                mends=True,
                 shared=False,
                 read_only=read_only,
                 cache=8 << 20,
@@ -276,6 +230,20 @@ class Spool:
             self._mark.close()
         if self._lock is not None:
             self._lock.release()
+
+    def check(self, quick: int, after_crash: int) -> None:
+        """Walk the whole file if it has at most ``quick`` bytes, or after a crash the other.
+
+        :raises StoreCorrupt: it is damaged.
+        """
+        if self._db.size() <= (after_crash if self._db.unclean else quick):
+            self._db.check()
+
+    def skip_to(self, position: int) -> None:
+        """Give out no position up to this one: another spool has."""
+        with self._db.transaction():
+            self._set("last", max(position, self._last))
+        self._last = max(position, self._last)
 
     # --- the epoch ---------------------------------------------------------------------
 
@@ -363,15 +331,18 @@ class Spool:
         """What comes next for an engine: at most ``limit`` packets, none when it has all.
 
         :raises UsageError: it is not active.
+        :raises StoreCorrupt: one of them is not what was written.
         """
         position = self._position(url)
         rows = self._db.rows(
-            "SELECT position, route, time, expires, confidence, vector, raw FROM packets "
+            f"SELECT {_CHECKED}, vector FROM packets "  # noqa: S608 - a constant
             "WHERE position > ? ORDER BY position LIMIT ?",
             (position, limit),
         )
-        entries = [entry for row in rows if row[1] and (entry := _entry(row)) is not None]
-        return Pending(tuple(entries), rows[-1][0] if rows else position)
+        for row in rows:
+            _check(self._db, *row[:-1])
+        entries = [entry for row in rows if row[5] and (entry := _entry(row)) is not None]
+        return Pending(tuple(entries), rows[-1][2] if rows else position)
 
     def advance(self, url: str, through: int) -> None:
         """An engine has deposited everything up to a position, durably.
@@ -466,12 +437,14 @@ class Spool:
         found = {}
         for sequence in sequences:
             row = self._db.row(
-                "SELECT position, raw FROM packets JOIN origins USING (origin) "
+                f"SELECT {_CHECKED} FROM packets JOIN origins USING (origin) "  # noqa: S608 - a constant
                 "WHERE kid = ? AND store = ? AND sequence = ?",
                 (kid, store, sequence),
             )
-            if row is not None and (packet_id := framed_id(row[1])) is not None:
-                found[sequence] = Place(row[0], packet_id)
+            if row is not None:
+                _check(self._db, *row)
+            if row is not None and (packet_id := framed_id(row[0])) is not None:
+                found[sequence] = Place(row[2], packet_id)
         return found
 
     def stores(self) -> list[StoreState]:
@@ -520,7 +493,7 @@ class Spool:
     def _fact(self, name: str) -> Any:
         value = self._db.value("SELECT value FROM facts WHERE name = ?", (name,))
         if value is None:
-            raise StoreError(f"{self.path}: the fact {name!r} is missing", hint=self._db.remedy)
+            raise self._db.damaged(f"the fact {name!r} is missing")
         return value
 
     def _set(self, name: str, value: object) -> None:
@@ -560,7 +533,7 @@ class _Admitting:
             if twin[0].id == packet.id:
                 return Admission(Verdict.KNOWN, twin[1])
             return self._equivocation(origin, intake, twin[0].raw)
-        run = self._db.row(_RUN_BEFORE, (origin, packet.sequence))
+        run = self._run_before(origin, packet.sequence)
         if run is not None and run[1] >= packet.sequence:
             return self._known(origin, intake)
         return self._new(origin, intake)
@@ -583,30 +556,29 @@ class _Admitting:
         self._fresh[origin, intake.packet.sequence] = (intake.packet, self.last)
         self._bytes += len(entry.raw) + _OVERHEAD
         vector = entry.vector
+        numbers = (self.last, origin, intake.packet.sequence)
+        more = (int(intake.route), entry.time, entry.expires, entry.confidence)
         self._rows.append(
             (
-                self.last,
-                origin,
-                intake.packet.sequence,
+                *numbers,
                 int(intake.received),
-                int(intake.route),
-                entry.time,
-                entry.expires,
-                entry.confidence,
+                *more,
                 None if vector is None else struct.pack(f"<{len(vector)}d", *vector),
                 entry.raw,
+                check_of(entry.raw, *numbers, *more),
             )
         )
         return Admission(Verdict.NEW, self.last)
 
     def _known(self, origin: int, intake: Intake) -> Admission:
         row = self._db.row(
-            "SELECT position, raw FROM packets WHERE origin = ? AND sequence = ?",
+            f"SELECT {_CHECKED} FROM packets WHERE origin = ? AND sequence = ?",  # noqa: S608 - as said
             (origin, intake.packet.sequence),
         )
         if row is None:  # trimmed: what it was is forgotten
             return Admission(Verdict.KNOWN, 0)
-        position, raw = row
+        _check(self._db, *row)  # nobody is accused for what a disk did
+        raw, _, position, *_ = row
         if framed_id(raw) == intake.packet.id:
             return Admission(Verdict.KNOWN, position)
         return self._equivocation(origin, intake, raw)
@@ -640,17 +612,27 @@ class _Admitting:
 
     def _add_run(self, origin: int, first: int, last: int) -> None:
         """Add sequences of which none is held, joining the runs that they touch."""
-        run = self._db.row(_RUN_BEFORE, (origin, first))
+        run = self._run_before(origin, first)
         begin = run[0] if run is not None and run[1] == first - 1 else first
-        after = self._db.row(
-            "SELECT last FROM ranges WHERE origin = ? AND first = ?", (origin, last + 1)
-        )
+        after = self._run_before(origin, last + 1)
+        if after is not None and after[0] != last + 1:
+            after = None
         if after is not None:
             self._db.execute(
                 "DELETE FROM ranges WHERE origin = ? AND first = ?", (origin, last + 1)
             )
-        end = last if after is None else after[0]
-        self._db.execute("INSERT OR REPLACE INTO ranges VALUES (?, ?, ?)", (origin, begin, end))
+        end = last if after is None else after[1]
+        self._db.execute(
+            "INSERT OR REPLACE INTO ranges VALUES (?, ?, ?, ?)",
+            (origin, begin, end, check_of(b"", origin, begin, end)),
+        )
+
+    def _run_before(self, origin: int, sequence: int) -> Any:
+        """The last run that begins at or before a sequence. :raises StoreCorrupt:"""
+        run = self._db.row(_RUN_BEFORE, (origin, sequence))
+        if run is not None and run[2] not in (None, check_of(b"", origin, run[0], run[1])):
+            raise self._db.damaged(f"a range of origin {origin} is not what was written")
+        return run
 
 
 def _count(db: GatewayDatabase, packets: int, size: int) -> None:
@@ -661,9 +643,15 @@ def _count(db: GatewayDatabase, packets: int, size: int) -> None:
     )
 
 
+def _check(db: GatewayDatabase, raw: bytes, crc: int | None, *numbers: int) -> None:
+    """:raises StoreCorrupt: a packet's row is not what was written."""
+    if crc is not None and check_of(raw, *numbers) != crc:
+        raise db.damaged(f"packet {numbers[0]} is not what was written")
+
+
 def _entry(row: Sequence[Any]) -> Entry | None:
     """``None`` for what is no packet any more, on a failing disk: it must hold up nothing."""
-    _, _, time, expires, confidence, vector, raw = row
+    raw, _, _, _, _, _, time, expires, confidence, vector = row
     if not is_framed(raw):
         return None
     return Entry(

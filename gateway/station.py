@@ -19,8 +19,8 @@ from gateway.drain import Drain
 from gateway.fleet import Fleet
 from gateway.front import Common, Front
 from gateway.intake import Counts
+from gateway.mending import open_spool
 from gateway.routing import Context, Entry, RoutingLayer, open_engine
-from gateway.spool import Spool
 from gateway.watch import FleetWatch
 from qis_edge.clock import Steps, SystemClock
 from qis_edge.control import ControlServer
@@ -76,8 +76,9 @@ class Station:
             self.engines: list[RoutingLayer] = [
                 open_engine(url, context) for url in config.routing.engines
             ]
-            self.spool = Spool(
+            self.spool, self.mended = open_spool(
                 state / "spool.db",
+                self._verify,
                 engines=[engine.url for engine in self.engines],
                 retention=config.spool.retention,
                 budget=config.spool.budget,
@@ -93,6 +94,9 @@ class Station:
 
     def _recall(self) -> None:
         """Where the spool lacks what it had, nodes are to send that again."""
+        if self.mended is not None:
+            log.warning("%s", self.mended)  # it has a new epoch already
+            return
         if self.spool.torn:
             log.warning("the end of the spool's log was lost: nodes send again what it held")
         elif self.spool.restored:

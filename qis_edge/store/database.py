@@ -353,7 +353,8 @@ class Database:
         """What an error of SQLite means to us."""
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
         where = str(self.path or "memory")
-        if code in _CORRUPT:
+        # Python's own word for bytes that have become a text which is none.
+        if code in _CORRUPT or "Could not decode to UTF-8" in str(error):
             return self.damaged(str(error))
         if code == sqlite3.SQLITE_FULL:
             return StoreError(

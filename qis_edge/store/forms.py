@@ -293,7 +293,10 @@ def group_key(fingerprint: bytes, priority: int, ttl: int, extensions: str) -> b
 
 
 def check_of(content: bytes, *numbers: float) -> int:
-    """A row's checksum: SQLite does not notice a flipped bit within a row."""
+    """A row's checksum: SQLite does not notice a flipped bit within a row, which may also make
+    something else than bytes of what it holds. No row has -1."""
+    if type(content) is not bytes:
+        return -1
     return zlib.crc32(content, zlib.crc32(repr(numbers).encode()))
 
 

@@ -135,7 +135,7 @@ def carry_over(source: sqlite3.Connection, target: Tables, key: PublicKey, anew:
         counters = _counters(source)
         state.last_row = max(state.last_row, counters.get("last_row", 0))
         state.clock = max(state.clock, counters.get("clock", 0))
-        for number, identity, why, crc in _readable(
+        for number, identity, why, crc in readable(
             source, "stores", "number", ("number", "id", "why", "crc")
         ):
             if check_of(identity, number) == crc:
@@ -143,7 +143,7 @@ def carry_over(source: sqlite3.Connection, target: Tables, key: PublicKey, anew:
         arrived = _carry_waiting(source, target)
         _carry_untimed(source, target)
         salvaged.outcomes = state.waiting + state.untimed
-        for row in _readable(source, "packets", "id", _PACKET_COLUMNS):
+        for row in readable(source, "packets", "id", _PACKET_COLUMNS):
             salvaged.packets += _carry_packet(target, row, key, anew)
         if not anew:
             copy(source, target.db, "stubs", "id", ("id", "packet"))
@@ -190,13 +190,13 @@ def _carry_waiting(source: sqlite3.Connection, target: Tables) -> int:
     before = target.state.last_row
     kinds: dict[int, tuple[bytes, int, int, str]] = {}
     columns = ("id", "key", "fingerprint", "priority", "ttl", "extensions")
-    for group, key, *kind in _readable(source, "groups", "id", columns):
+    for group, key, *kind in readable(source, "groups", "id", columns):
         if _sane(kind) and group_key(*kind) == key:
             kinds[group] = (kind[0], kind[1], kind[2], kind[3])
     for group, known in kinds.items():
-        for row in _readable(source, "waiting", "id", _ROW_COLUMNS, f"grp={int(group)}"):
+        for row in readable(source, "waiting", "id", _ROW_COLUMNS, f"grp={int(group)}"):
             _carry_row(target, row, known)
-    for row in _readable(source, "arrivals", "id", _ROW_COLUMNS):
+    for row in readable(source, "arrivals", "id", _ROW_COLUMNS):
         if row[1] in kinds:
             _carry_row(target, row, kinds[row[1]])
     return target.state.last_row - before
@@ -220,7 +220,7 @@ def _carry_untimed(source: sqlite3.Connection, target: Tables) -> None:
         "id", "priority", "boot", "monotonic", "fingerprint", "ttl", "extensions", "body", "crc",
     )  # fmt: skip
     for priority in range(4):
-        for found in _readable(source, "untimed", "id", columns, f"priority={priority}"):
+        for found in readable(source, "untimed", "id", columns, f"priority={priority}"):
             row, _, boot, monotonic, fingerprint, ttl, extensions, body, crc = found
             kind = (fingerprint, priority, ttl, extensions)
             if not _sane(kind) or check_untimed(row, boot, monotonic, kind, body) != crc:
@@ -323,10 +323,10 @@ def copy(
     marks = ", ".join("?" * len(columns))
     names = ", ".join(columns)
     insert = f"INSERT OR IGNORE INTO {table} ({names}) VALUES ({marks})"  # noqa: S608 - ours
-    return sum(target.attempt(insert, row) for row in _readable(source, table, key, columns))
+    return sum(target.attempt(insert, row) for row in readable(source, table, key, columns))
 
 
-def _readable(
+def readable(
     source: sqlite3.Connection, table: str, key: str, columns: Sequence[str], where: str = "1"
 ) -> Iterator[Any]:
     """A table's rows in order of their integer key, passing over what cannot be read."""

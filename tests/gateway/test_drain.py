@@ -166,5 +166,9 @@ async def test_an_idle_drain_is_idle(bench: Bench) -> None:
         return pending(*given)
 
     vars(bench.spool)["pending"] = counting
-    await asyncio.sleep(0.1)
-    assert looks == 0
+    for _ in range(300):  # it may be just about to find that there is no more
+        before = looks
+        await asyncio.sleep(0.1)
+        if looks == before:
+            return
+    raise AssertionError("it looks again and again")

@@ -202,10 +202,16 @@ def test_what_is_not_routed_is_held_and_passed_over(spool: Spool) -> None:
     assert spool.held(NODES[0].kid, STORES[0]) == set(range(9))
 
 
-def test_what_rotted_on_the_disk_holds_up_nothing(spool: Spool, path: Path) -> None:
+def test_what_rotted_on_the_disk_is_passed_on_to_nobody(spool: Spool, path: Path) -> None:
     spool.admit([intake(sequence) for sequence in range(5)])
     stranger = sqlite3.connect(path)
     stranger.execute("UPDATE packets SET raw = zeroblob(100) WHERE position = 3")
+    stranger.commit()
+    with pytest.raises(StoreCorrupt, match="packet 3 is not what was written") as caught:
+        drain(spool, ENGINE)
+    assert "the next start sets the file aside" in (caught.value.hint or "")
+    # Of a file that an earlier version wrote that is not known: it holds up nothing.
+    stranger.execute("UPDATE packets SET crc = NULL")
     stranger.commit()
     stranger.close()
     found = [framed_id(entry.raw) for entry in drain(spool, ENGINE)]
@@ -428,7 +434,7 @@ def test_a_spool_that_cannot_be_opened_can_be_tried_again(path: Path, tmp_path: 
     for _ in range(2):  # and the lock was let go
         with pytest.raises(StoreCorrupt) as caught:
             Spool(path)
-        assert "new spool begins" in (caught.value.hint or "")
+        assert "the next start sets the file aside" in (caught.value.hint or "")
 
 
 def test_a_log_whose_end_was_damaged_is_noticed(path: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from qis_edge.store.database import Database
 from qis_edge.testing.memory import MemoryMedium
 from tests.loop.site import (
     HOUR,
+    Absence,
     Site,
     assert_each_once,
     deposited,
@@ -194,6 +195,59 @@ async def test_a_gateway_that_cannot_write_gives_no_receipt(
         await allow(station, station.spool._db)
         await drained(here, ewr)
         assert len(said(caplog, "cannot be written")) == 1
+        await settled(here, station)
+        await assert_each_once(here.state("base"), {ewr.identity.kid: stats_of(ewr).made})
+
+
+async def test_a_damaged_spool_ends_the_gateway_and_the_next_start_mends_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Bits that turn over in what no engine has yet: the node is asked for it again."""
+    async with site(tmp_path, MemoryMedium()) as here:
+        station, ewr = here.station(), here.node("ewr")
+        absence = Absence(station)
+        here.start(station, ewr)
+        await here.join(station, ewr)
+        await here.wait("custody", lambda: made_and_held(ewr)[1] >= 5)
+        epoch = station.spool.epoch
+        break_row = "UPDATE packets SET raw = raw || x'00' WHERE position = 2"
+        await station.disk(station.spool._db.execute, break_row)
+        absence.away = False
+        for drain in station.drains:
+            drain.nudge()
+        error = await here.ended(station)
+        assert isinstance(error, StoreCorrupt)
+        assert "carries over what can be read" in (error.hint or "")
+        again = here.station()
+        (line,) = said(caplog, "the spool was damaged")
+        assert "1 could not be read or verified" in line
+        assert "spool.db.aside-1" in line
+        assert again.spool.epoch != epoch
+        here.start(again)
+        await drained(here, ewr)
+        await settled(here, again)
+        await assert_each_once(here.state("base"), {ewr.identity.kid: stats_of(ewr).made})
+        assert not again.spool.equivocations()
+
+
+async def test_a_damaged_routing_database_is_told_and_holds_up_no_custody(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may be all that there is of years: it is left for its owner to move away."""
+    async with site(tmp_path, MemoryMedium()) as here:
+        (tmp_path / "base" / "state").mkdir(parents=True)
+        routing = tmp_path / "base" / "state" / "routing.db"
+        routing.write_bytes(b"rubble" * 1000)
+        station, ewr = here.station(), here.node("ewr")
+        here.start(station, ewr)
+        await here.join(station, ewr)
+        await here.wait("custody all the same", lambda: made_and_held(ewr)[1] >= 3)
+        (engine,) = (await station.status({}))["engines"]
+        assert not engine["ok"]
+        assert "damaged" in engine["detail"]
+        await here.wait("the word", lambda: said(caplog, "is away", "damaged"))
+        routing.rename(routing.with_suffix(".aside"))
+        await drained(here, ewr)
         await settled(here, station)
         await assert_each_once(here.state("base"), {ewr.identity.kid: stats_of(ewr).made})
 

@@ -176,6 +176,30 @@ def test_a_flipped_bit_within_a_row_is_found_when_it_is_read(path: Path) -> None
         assert conserved(box.stats())
 
 
+@pytest.mark.parametrize("turned_into", ["CAST(x'ff' || raw AS TEXT)", "'text'"])
+def test_bytes_that_have_become_a_text_are_damage(path: Path, turned_into: str) -> None:
+    """A bit of a row's head says which of the two it is."""
+    with Outbox.open(path, ME.public) as box:
+        pack_each(box, 3)
+        turn(box, f"UPDATE packets SET raw = {turned_into} WHERE id & 4294967295 = 1")
+        with pytest.raises(StoreCorrupt):
+            box.unreceipted()
+    box, notices = reopen(path)
+    with box:
+        assert [notice.code for notice in notices] == ["salvaged"]
+        assert [sequence for _, sequence in open_keys(box)] == [0, 2]
+        assert conserved(box.stats())
+
+
+def turn(box: Outbox, statement: str) -> None:
+    """What the table itself would not allow."""
+    db = box._db
+    db.execute("PRAGMA writable_schema=ON")
+    db.execute("UPDATE sqlite_schema SET sql = replace(sql, ' STRICT', '') WHERE name = 'packets'")
+    db.execute("PRAGMA writable_schema=RESET")
+    db.execute(statement)
+
+
 def test_nothing_is_left_but_rubble(path: Path) -> None:
     furnish(path)
     path.write_bytes(b"\xff" * 50_000)

@@ -143,6 +143,7 @@ class Ledger:
     def _look_at_spool(self, stores: Stores) -> None:
         spool = stores.spool
         self.suspected += spool.torn
+        self.findings.miscounted += bool(spool.restored)  # a kill must not look like a restore
         held = {
             (one.store.hex(), sequence)
             for one in spool.stores()
