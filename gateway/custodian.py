@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from gateway.intake import Counts
 from gateway.spool import Admission, Intake, Spool, Verdict
@@ -22,6 +22,8 @@ from qis_edge.terminal import duration
 from qis_edge.worker import Disk
 
 log = logging.getLogger(__name__)
+
+K = TypeVar("K")
 
 #: A packet dated further ahead of us than this many seconds is *later*, not held.
 FUTURE_TOLERANCE = 600
@@ -84,6 +86,7 @@ class Custodian:
         self._full = False
         self._accused: OrderedDict[Origin, None] = OrderedDict()
         self._ahead: OrderedDict[bytes, None] = OrderedDict()
+        self._unreadable: OrderedDict[bytes, None] = OrderedDict()
 
     async def take(self, packets: Sequence[Packet]) -> None:
         """Commit packets to the spool, then have told what may be told.
@@ -105,6 +108,19 @@ class Custodian:
             await self._commit(taken)
         self._teller.tell()
 
+    def refuse_unreadable(self, packet: Packet, reason: Reason) -> None:
+        """A node signed this, and its outcomes cannot be read here, now or later."""
+        if packet.kid not in self._unreadable:
+            log.warning(
+                "node %s sends what cannot be read here (%s): it is refused for good, and put "
+                "aside there (qis-edge queue). Is that node newer than this gateway?",
+                packet.kid.hex(),
+                reason.label.replace("_", " "),
+            )
+        _remember(self._unreadable, packet.kid)
+        self._teller.refused(packet, reason)
+        self._teller.tell()
+
     def _note_ahead(self, kid: bytes, ahead: float) -> None:
         """Say it once of each node: it, or this gateway, does not know the time."""
         if kid not in self._ahead:
@@ -114,10 +130,7 @@ class Custodian:
                 kid.hex(),
                 duration(ahead),
             )
-        self._ahead[kid] = None
-        self._ahead.move_to_end(kid)
-        if len(self._ahead) > MAX_ACCUSED:
-            self._ahead.popitem(last=False)
+        _remember(self._ahead, kid)
 
     async def _commit(self, taken: list[Intake]) -> None:
         try:
@@ -173,11 +186,16 @@ class Custodian:
                 packet.store.hex(),
                 packet.sequence,
             )
-        self._accused[origin] = None
-        self._accused.move_to_end(origin)
-        if len(self._accused) > MAX_ACCUSED:
-            self._accused.popitem(last=False)
+        _remember(self._accused, origin)
 
 
 def _is_full(spool: Spool) -> bool:
     return spool.full
+
+
+def _remember(those: OrderedDict[K, None], one: K) -> None:
+    """That it was said of this one; the least recent are forgotten."""
+    those[one] = None
+    those.move_to_end(one)
+    if len(those) > MAX_ACCUSED:
+        those.popitem(last=False)

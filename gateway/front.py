@@ -85,7 +85,14 @@ class Front:
             accepted=self.desk.accepted,
         )
         ask = self.teller.ask if isinstance(self.teller, Answering) else None
-        self.intake = Intake(link, self.desk, self.custodian.take, common.counts, ask)
+        self.intake = Intake(
+            link,
+            self.desk,
+            self.custodian.take,
+            common.counts,
+            ask,
+            self.custodian.refuse_unreadable,
+        )
 
     def _make_downlink(self) -> Downlink:
         common, link, limits = self._common, self.link, self._common.config.downlink

@@ -77,6 +77,7 @@ class Intake:
     """The way in, for one link.
 
     :param ask: is given questions once all that came before them was taken.
+    :param unreadable: is given packets of nodes whose outcomes cannot be read.
     """
 
     def __init__(
@@ -86,12 +87,14 @@ class Intake:
         take: Take,
         counts: Counts,
         ask: Callable[[Question], None] | None = None,
+        unreadable: Callable[[Packet, Reason], None] | None = None,
     ) -> None:
         self._link = link
         self._desk = desk
         self._take = take
         self._counts = counts
         self._ask = ask
+        self._unreadable = unreadable
         self._shares = Shares(BATCH)
         self._prover = Prover()
 
@@ -152,10 +155,26 @@ class Intake:
         for received in frames:
             try:
                 packet = unpack(received.data)
+            except Refused as refusal:
+                self._refuse(received, refusal)
+                self._tell_refused(received, refusal.reason)
+                continue
+            try:
                 opened.append(_Opened(received, packet, self._key(received, packet.kid)))
             except Refused as refusal:
                 self._refuse(received, refusal)
         return opened
+
+    def _tell_refused(self, received: Received, reason: Reason) -> None:
+        """What a node has signed and cannot be read here would come again and again: it is
+        told. Where the frame or the signature is not good either, nobody knows whose it is."""
+        if self._unreadable is None:
+            return
+        try:
+            packet = unpack(received.data, lambda kid: self._key(received, kid), lazy=True)
+        except Refused:
+            return
+        self._unreadable(packet, reason)
 
     async def _prove(self, opened: Sequence[_Opened]) -> Sequence[Packet]:
         claims = [(one.key.raw, signed(one.packet.raw)) for one in opened]

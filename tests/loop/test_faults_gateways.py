@@ -6,10 +6,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gateway import intake
 from gateway.routing import Entry
+from qis_edge.core.errors import Reason, Refused
+from qis_edge.core.packet import Packet, unpack
 from qis_edge.testing.memory import MemoryMedium
 from tests.loop.site import (
     Absence,
@@ -18,8 +22,10 @@ from tests.loop.site import (
     deposited,
     drained,
     made_and_held,
+    outbox_of,
     settled,
     site,
+    stats_of,
 )
 
 PATIENCE = 60.0
@@ -110,3 +116,63 @@ async def test_a_routing_layer_that_is_away_for_hours(
             (False, True),
         ]
         await assert_each_once(here.state("base"), {node.identity.kid: made_and_held(node)[0]})
+
+
+# --- a packet that every gateway refuses ----------------------------------------------------
+
+
+async def test_a_packet_that_every_gateway_refuses_is_put_aside_and_blocks_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Signed well, and unreadable to gateways of this version; until they are renewed."""
+    old = True
+
+    def picky(raw: bytes, key: Any = None, *, lazy: bool = False) -> Packet:
+        packet = unpack(raw, key, lazy=lazy)
+        if old and not lazy and packet.sequence in (1, 3):
+            raise Refused(Reason.BOUNDS, "columns")
+        return packet
+
+    monkeypatch.setattr(intake, "unpack", picky)
+    async with site(tmp_path, MemoryMedium()) as here:
+        base, hill, node = here.station("base"), here.station("hill"), here.node("ewr")
+        here.start(base, hill, node)
+        await here.join(base, node)
+        await here.wait("custody", lambda: stats_of(node).held_packets >= 6, PATIENCE)
+        assert stats_of(node).refused_packets == 2
+        with outbox_of(node) as reader:
+            assert sorted(one.key[1] for one in reader.aside() if one.key) == [1, 3]
+            assert {one.reason for one in reader.aside()} == {Reason.BOUNDS.value}
+        assert (await node.status({}))["outbox"]["refused"] == 2
+        assert "packets of" in caplog.text
+        assert "for good (bounds)" in caplog.text
+        assert "Is that node newer than this gateway?" in caplog.text
+        counters = node.uplink.counters
+        assert counters.refused == 2
+        # The gateways are renewed, and somebody says: queue --retry.
+        old = False
+        assert await node.retry({}) == {"retried": 2}
+        await drained(here, node)
+        made = made_and_held(node)[0]
+        assert stats_of(node).refused_packets == 0
+        for station in (base, hill):
+            await settled(here, station)
+        await each_once_somewhere(here, node.identity.kid, made, "base", "hill")
+
+
+async def test_what_nobody_signed_is_answered_to_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def picky(raw: bytes, key: Any = None, *, lazy: bool = False) -> Packet:
+        if not lazy:
+            raise Refused(Reason.BOUNDS, "columns")
+        return unpack(raw[:-1] + bytes([raw[-1] ^ 1]), key, lazy=lazy)
+
+    monkeypatch.setattr(intake, "unpack", picky)
+    async with site(tmp_path, MemoryMedium()) as here:
+        station, node = here.station(), here.node("ewr")
+        here.start(station, node)
+        await here.join(station, node)
+        await here.wait("frames", lambda: station.counts.refused["bounds"] >= 3, PATIENCE)
+        assert stats_of(node).refused_packets == 0
+        assert node.uplink.counters.refused == 0
