@@ -26,9 +26,9 @@ from gateway.config import load_gateway
 from gateway.routing import EVERYTHING, Context, Cursor, Entry, RoutingLayer, open_engine
 from gateway.routing.base import Accept
 from gateway.routing.sqlite import SqliteEngine
+from gateway.routing.url import typed
 from qis_edge.cli.owner import act_as_owner
 from qis_edge.cli.program import INTERRUPTED, OK, note, print_json
-from gateway.routing.url import typed
 from qis_edge.core.errors import Refused, RoutingError, UsageError
 from qis_edge.keys import replace_file
 from qis_edge.store.database import Lock

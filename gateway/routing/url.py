@@ -13,10 +13,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
-from qis_edge.core.errors import KeyFileError, RoutingError
+from qis_edge.core.errors import KeyFileError, RoutingError, UsageError
 from qis_edge.systemd_credentials import find
 
 _SCHEME = re.compile(r"[a-z][a-z0-9.-]*(\+[a-z0-9.-]+)?")
+_WORD = re.compile(r"passw|secret|token|api_key|pwd", re.IGNORECASE)
 _SECRET = re.compile(r"pass|secret|token|key|credential|auth|pwd", re.IGNORECASE)
 
 
@@ -110,6 +111,13 @@ class EngineUrl:
         except KeyFileError as error:
             raise RoutingError(f"{self}: {name}: {error}", hint=error.hint) from None
 
+    @property
+    def has_secret(self) -> bool:
+        """Whether a secret stands in the URL itself."""
+        return self.password is not None or any(
+            _WORD.search(name) and not name.endswith(("_file", "location")) for name in self.options
+        )
+
     def __str__(self) -> str:
         """Canonical and without secrets: what ``RoutingLayer.url`` is."""
         netloc = ",".join(
@@ -125,6 +133,21 @@ class EngineUrl:
 
     def __repr__(self) -> str:
         return f"EngineUrl({str(self)!r})"
+
+
+def typed(text: str, field: str) -> str:
+    """A URL from the command line, as it is.
+
+    :raises UsageError: it holds a secret, and everybody on this machine can read command lines.
+    :raises RoutingError: it is no URL.
+    """
+    if EngineUrl.parse(text).has_secret:
+        raise UsageError(
+            "has a secret in it, and others can read the command line",
+            field=field,
+            hint="name a file that has it: password_file=PATH, token_file=PATH and the like",
+        )
+    return text
 
 
 def _split(rest: str) -> tuple[str, str, str]:
