@@ -200,9 +200,16 @@ class Inbox:
                 )
         return new
 
-    def has(self, packet_id: bytes) -> bool:
-        """Whether a packet is here, by its id: then it need not be verified again."""
-        return self._db.row("SELECT 1 FROM packets WHERE packet=?", (packet_id,)) is not None
+    def has(self, packet: Packet) -> bool:
+        """Whether a packet is here, of this signer: others can have signed the same."""
+        return (
+            self._db.row(
+                "SELECT 1 FROM packets JOIN senders ON senders.id=sender"
+                " WHERE packet IN (?, ?) AND kid=?",
+                (_name(packet), packet.id, packet.kid),
+            )
+            is not None
+        )
 
     def query(
         self, fingerprint: bytes, *, limit: int = 50, since: int | None = None
@@ -236,7 +243,7 @@ class Inbox:
             )
 
     def _insert(self, packet: Packet) -> bool:
-        if self.has(packet.id):
+        if self.has(packet):
             return False
         size = len(packet.raw) + _ROW
         sender = self._db.value(
@@ -251,7 +258,7 @@ class Inbox:
             "INSERT INTO packets (packet, address, sender, time, expires, raw)"
             " VALUES (?, (SELECT id FROM addresses WHERE fingerprint=?), ?, ?, ?, ?)",
             (
-                packet.id,
+                _name(packet),
                 packet.fingerprint,
                 sender,
                 packet.last_time,
@@ -513,3 +520,7 @@ def _repair(path: Path) -> Notice:
         f"peers' packets are fetched anew; the old file is kept as {name}"
     )
     return Notice(0, "salvaged", text)
+
+
+def _name(packet: Packet) -> bytes:
+    return packet.id + packet.kid  # the id is of what was signed, whoever signed it

@@ -156,7 +156,7 @@ async def test_a_peers_packet_is_kept_and_told_once() -> None:
         await until(lambda: bench.inbound.repeated == 1)
         assert [one.id for one in bench.heard] == [packet.id]
         assert bench.inbound.heard == 1
-        assert await bench.disk(bench.inbox.has, packet.id)
+        assert await bench.disk(bench.inbox.has, packet)
 
 
 async def test_packets_that_are_not_acceptable_are_counted() -> None:
@@ -441,7 +441,7 @@ async def test_a_revoked_peer_is_forgotten_and_a_revoked_gateway_holds_nothing(
             if await bench.disk(lambda: bench.inbox.revocation_number) == 1:
                 break
             await asyncio.sleep(0.005)
-        assert not await bench.disk(bench.inbox.has, packet.id)
+        assert not await bench.disk(bench.inbox.has, packet)
         assert (await bench.disk(bench.outbox.stats)).open_packets == 1
         bench.wire.bring(receipts.build(said, key, b"ep-1", ids))
         await bench.refused("mac")

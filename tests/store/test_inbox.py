@@ -70,9 +70,18 @@ def test_a_packet_is_kept_once(box: Inbox) -> None:
     packet = peer_packet(1, 1)
     assert box.put([packet, packet], now=NOW) == [packet]
     assert box.put([packet], now=NOW) == []
-    assert box.has(packet.id)
-    assert not box.has(peer_packet(2, 1).id)
+    assert box.has(packet)
+    assert not box.has(peer_packet(2, 1))
     assert box.stats().packets == 1
+
+
+def test_who_signs_what_another_has_signed_takes_nobodys_place(box: Inbox) -> None:
+    copy, own = (peer_packet(1, 1, peer=peer) for peer in PEERS[:2])
+    assert copy.id == own.id
+    assert box.put([copy], now=NOW) == [copy]
+    assert not box.has(own)
+    assert box.put([own, copy], now=NOW) == [own]
+    assert sorted(raws(box.query(ADDRESS))) == sorted(raws([own, copy]))
 
 
 def test_when_it_is_full_the_expired_go_first_then_the_oldest() -> None:
@@ -137,7 +146,7 @@ def test_it_stays_within_its_limits_and_counts_right(
     for number, (peer, hour, ttl) in enumerate(arrivals):
         packet = peer_packet(number, hour, peer=PEERS[peer], ttl=ttl)
         box.put([packet], now=NOW)
-        assert box.has(packet.id) or box.stats().packets
+        assert box.has(packet) or box.stats().packets
     stats = box.stats()
     assert stats.packets <= most
     assert stats.bytes <= 4096
