@@ -52,7 +52,7 @@ RENEWALS = 4
 #: Seconds after which everything is looked up again: a listener may have missed something.
 REREAD = 3600
 #: Seconds for the first answer of a node, for a deposit, and for any other answer.
-FIRST_ANSWER, PATIENCE, LONGEST = 8.0, 25.0, 60.0
+FIRST_ANSWER, PATIENCE, LONGEST = 9.0, 40.0, 60.0
 #: Seconds between signs of life, and between attempts with signers unknown so far.
 PULSE, RETRY_UNPROVEN = 15.0, 10.0
 #: Values put at once, and keys looked up at once.
@@ -123,12 +123,23 @@ class _Process:
             self._answers.pop(number, None)
         return copies
 
-    async def get(self, key: bytes, seconds: float = LONGEST) -> bool:
+    async def get(self, key: bytes) -> bool:
         """Look a key up; whether anybody answered. What there is was ``found`` before."""
         number, answer = self._expect()
         try:
             self._say("get", number, key)
-            return bool(await self._within(answer, seconds))
+            return bool(await self._within(answer, LONGEST))
+        except TimeoutError:
+            return False
+        finally:
+            self._answers.pop(number, None)
+
+    async def reach(self, host: str, port: int) -> bool:
+        """Whether a node answers there."""
+        number, answer = self._expect()
+        try:
+            self._say("reach", number, host, port)
+            return bool(await self._within(answer, FIRST_ANSWER))
         except TimeoutError:
             return False
         finally:
@@ -279,12 +290,11 @@ class DhtFeed:
         self.renewal = lifetime / RENEWALS
         self._reread = number_of(url, "reread", REREAD, 0, 30 * 86400)
         listen = _listen_of(url)
-        self._joins = bool(url.hosts)
+        self._places = [(name, PORT if port is None else port) for name, port in url.hosts]
         self._arguments = ["--network", self._network, "--lifetime", str(lifetime)]
         self._arguments += ["--listen", listen]
-        for name, port in url.hosts:
-            place = f"[{name}]" if ":" in name else name
-            self._arguments += ["--join", f"{place}:{PORT if port is None else port}"]
+        for name, port in self._places:
+            self._arguments += ["--join", f"[{name}]:{port}" if ":" in name else f"{name}:{port}"]
         self._accept = context.accept
         self._opened = False
         self._starting = asyncio.Lock()
@@ -361,7 +371,7 @@ class DhtFeed:
             self._lookups = _Lookups(process, self._news)
             try:
                 await process.start(self._arguments)
-                if self._joins:
+                if self._places:
                     await self._first_answer(process)
             except BaseException:
                 await self._end()
@@ -369,12 +379,16 @@ class DhtFeed:
             return process
 
     async def _first_answer(self, process: _Process) -> None:
-        deadline = time.monotonic() + FIRST_ANSWER
-        while (left := deadline - time.monotonic()) > 0:
-            if await process.get(os.urandom(20), left):
-                self._alive, self._pulsed = True, time.monotonic()
-                return
-            await asyncio.sleep(0.05)
+        asked = [asyncio.ensure_future(process.reach(*place)) for place in self._places]
+        try:
+            for answer in asyncio.as_completed(asked):
+                if await answer:
+                    self._alive, self._pulsed = True, time.monotonic()
+                    return
+        finally:
+            for one in asked:
+                one.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
         raise RoutingError(
             f"{self.url}: none of the nodes named answers",
             hint="check host and UDP port, and that network is the same at all of them",

@@ -10,6 +10,7 @@ With ``--pipe`` messages are 4 bytes of length and CBOR. Asked on the standard i
 - ``["put", number, [[key, id, data], …]]``, answered by ``["put", number, [copies, …]]``, each
   once all nodes near the key that are alive have said that they hold it; 0: nobody does.
 - ``["get", number, key]``, answered by ``["got", number, ok]``; what there is comes before.
+- ``["reach", number, host, port]``, answered by ``["reached", number, ok]``;
 - ``["follow", key]``: what comes there from now on.
 
 Unasked come ``["ready", port]`` or ``["failed", why]`` once, ``["values", [data, …]]``, and
@@ -52,7 +53,7 @@ MAX_WAITING = 20_000
 SLICE = 500
 #: Seconds for a farewell, in which others are given what they should hold: of a gateway,
 #: which keeps its packets, and of a node by itself.
-FAREWELL, LONG_FAREWELL = 1.0, 10.0
+FAREWELL, LONG_FAREWELL = 0.2, 10.0
 
 
 def network_id(name: str) -> int:
@@ -103,6 +104,27 @@ class Node:
     def join(self, host: str, port: int) -> None:
         """Begin with that node; the library tries again while it knows nobody."""
         self._runner.bootstrap(host, str(port))
+
+    def reach(self, host: str, port: int, done: Callable[[bool], None]) -> None:
+        """Whether a node answers there. Names are looked up meanwhile: it returns later."""
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+        except (OSError, UnicodeError):
+            done(False)
+            return
+        left = len(found)
+        lock = threading.Lock()
+
+        def answered(ok: bool) -> None:
+            nonlocal left
+            with lock:
+                left = -1 if ok and left > 0 else left - 1
+                first, last = left == -1, left == 0
+            if first or last:
+                done(first)
+
+        for *_, address in found:
+            self._runner.ping(opendht.SockAddr.resolve(address[0], str(port))[0], answered)
 
     def put(self, key: bytes, number: int, data: bytes, done: Callable[[int], None]) -> None:
         """``done`` is called with how many hold it, on a thread of the library."""
@@ -218,6 +240,10 @@ def serve(node: Node, source: IO[bytes], out: Outbox) -> None:
         elif verb == "get":
             number, key = arguments
             node.get(key, out.value, partial(out.say, "got", number))
+        elif verb == "reach":
+            number, host, port = arguments
+            asked = (host, port, partial(out.say, "reached", number))
+            threading.Thread(target=node.reach, args=asked, daemon=True).start()
         elif verb == "follow":
             node.follow(arguments[0], out.value)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import signal
 import subprocess
@@ -61,10 +62,17 @@ class Nodes:
     def pids(self) -> list[int]:
         return [process.pid for process in self._processes]
 
-    def signal(self, number: signal.Signals, which: slice = slice(None)) -> None:
-        """SIGSTOP: they say nothing; SIGCONT: they do again."""
-        for process in self._processes[which]:
-            process.send_signal(number)
+    def pause(self) -> None:
+        """They say nothing any more when it returns."""
+        for process in self._processes:
+            process.send_signal(signal.SIGSTOP)
+        for process in self._processes:
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+
+    def resume(self) -> None:
+        """They say again what they have to."""
+        for process in self._processes:
+            process.send_signal(signal.SIGCONT)
 
     def kill(self, which: slice = slice(None)) -> None:
         """With SIGKILL."""
