@@ -249,18 +249,23 @@ def test_an_unknown_scheme_names_those_that_are_there() -> None:
     assert all(f"{name}:" in (caught.value.hint or "") for name in ("memory", "sqlite"))
 
 
-def test_a_missing_extra_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    points = EntryPoints(
-        [
-            EntryPoint(
-                "kafka", "qis_edge_no_such_module.kafka:Engine [kafka,fast]", "qis_edge.routing"
-            )
-        ]
-    )
+@pytest.mark.parametrize(
+    ("named", "told"),
+    [
+        (" [kafka,fast]", "qis-edge[kafka,fast]"),
+        (" [qdrant-edge]", "qis-edge[qdrant-edge]"),
+        ("", "qis-edge[kafka]"),
+    ],
+)
+def test_a_missing_extra_names_the_command(
+    monkeypatch: pytest.MonkeyPatch, named: str, told: str
+) -> None:
+    value = f"qis_edge_no_such_module.kafka:Engine{named}"
+    points = EntryPoints([EntryPoint("kafka", value, "qis_edge.routing")])
     monkeypatch.setattr(gateway.routing, "entry_points", lambda group: points.select(group=group))
     with pytest.raises(RoutingError, match="qis_edge_no_such_module is missing") as caught:
         open_engine("kafka://host")
-    assert (caught.value.hint or "").startswith("pip install 'qis-edge[")
+    assert caught.value.hint == f"pip install '{told}'"
 
 
 # --- memory: and sqlite: ---------------------------------------------------------------
@@ -469,6 +474,23 @@ async def test_a_follower_far_behind_skips_what_it_does_not_want(
         assert [entry for batch in batches for entry in batch.entries] == wanted
         assert max(len(batch.entries) for batch in batches) <= 10
         await eventually(lambda: subscription.cursor == batches[-1].cursor, 5)
+
+
+async def test_what_was_read_ahead_is_dropped_with_its_interests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "SLICE", 10)
+    async with sqlite_engine(tmp_path) as engine:
+        addresses = (ADDRESS, STRANGER)
+        entries = [make_entry(n, fingerprint=addresses[n % 2]) for n in range(200)]
+        await engine.deposit(entries)
+        subscription = engine.follow(frozenset([Interest(ADDRESS)]))
+        batches = aiter(subscription)
+        before = [await anext(batches) for _ in range(4)]
+        assert [entry for batch in before for entry in batch.entries] == entries[:80:2]
+        subscription.update(frozenset([Interest(STRANGER)]))
+        after = await collect(subscription, 60, 15, live=True)
+        assert [entry for batch in after for entry in batch.entries] == entries[79::2]
 
 
 async def test_a_follower_is_told_of_trouble_and_goes_on(
