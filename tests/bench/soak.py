@@ -59,7 +59,7 @@ NODES, MINUTES = 200, 10.0
 EACH, TOGETHER = 50, 4
 PACE = 10.0
 #: Frames a second of the node that floods, and how many different packets it has.
-FLOOD, FLOOD_PACKETS = 6000, 5000
+FLOOD, FLOOD_PACKETS = 3000, 5000
 #: Packets before the time begins, and how many a second.
 WARM, WARM_RATE = 40_000, 1500
 PATIENCE = 180.0
