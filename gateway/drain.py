@@ -14,6 +14,7 @@ from gateway.routing import RoutingLayer
 from gateway.spool import Spool
 from qis_edge.core.errors import RoutingError, StoreCorrupt, StoreError
 from qis_edge.links.backoff import Backoff
+from qis_edge.links.outage import Outage
 from qis_edge.worker import Disk
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class Drain:
         self._advanced = advanced or (lambda _: None)
         self._more = asyncio.Event()
         self.opened = asyncio.Event()
+        self._outage = Outage(log, f"routing engine {engine.url}")
         self.away: str | None = None
         self.deposited = 0
         self.repeated = 0  # deposited again, after a crash between deposit and advance
@@ -63,8 +65,7 @@ class Drain:
                 self.opened.set()
                 await self._drain(url, backoff)
             except RoutingError as error:
-                if self.away is None:
-                    log.warning("routing engine %s is away: %s", self.engine.url, error)
+                self._outage.cause(f"is away: {error}", error.hint)
                 self.away = str(error)
                 await asyncio.sleep(backoff.next())
             except StoreCorrupt:
@@ -95,7 +96,7 @@ class Drain:
 
     def _works(self, backoff: Backoff) -> None:
         """It has taken all that it was given: being open alone means nothing."""
-        if self.away is not None:
-            log.info("routing engine %s is back", self.engine.url)
+        if self._outage.lasting:
+            self._outage.over("is back")
         self.away = None
         backoff.reset()

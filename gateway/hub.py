@@ -32,6 +32,7 @@ from gateway.routing import hub_wire as wire
 from gateway.routing.base import Accept
 from qis_edge.core.errors import KeyFileError, Refused, RoutingError, UsageError
 from qis_edge.links.backoff import Backoff
+from qis_edge.links.outage import Outage
 from qis_edge.systemd_credentials import find, is_handed_over
 from qis_edge.worker import Worker
 
@@ -222,16 +223,18 @@ class Hub:
     async def _keep(self, tried: asyncio.Event) -> None:
         """The engine is open, and what expired goes."""
         backoff = Backoff(RETRY_FIRST, RETRY_LONGEST)
+        outage = Outage(log, f"the engine {self._engine.url}")
         while True:
             try:
                 await self._engine.open()
+                if outage.lasting:
+                    outage.over("is back")
                 self._away = ""
                 tried.set()
                 if not self._keep_all:
                     await self._engine.expire(int(self._now()))
             except RoutingError as error:
-                if not self._away or not tried.is_set():
-                    log.warning("the engine is away: %s", error)
+                outage.cause(f"is away: {error}", error.hint)
                 self._away = str(error)
                 tried.set()
                 await asyncio.sleep(backoff.next())

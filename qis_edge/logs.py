@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 
-from qis_edge.terminal import harmless
+from qis_edge.terminal import harmless, is_journal
 
 #: Priorities of syslog, which journald takes off the beginning of a line.
 _SYSLOG = {
@@ -40,5 +39,5 @@ def set_up_logging(level: str) -> None:
     :param level: ``debug``, ``info``, ``warning`` or ``error``.
     """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Lines(journal="JOURNAL_STREAM" in os.environ))
+    handler.setFormatter(_Lines(journal=is_journal(sys.stderr)))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -6,15 +6,31 @@ recolour, reorder or hide text is shown as its code instead.
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from typing import TextIO
 
 # Letters that draw nothing although Unicode counts them as letters or marks.
 _INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0\u2800")
 _DURATIONS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+
+
+def is_journal(stream: TextIO, environ: Mapping[str, str] | None = None) -> bool:
+    """Whether what is written to ``stream`` goes to systemd's journal (systemd.exec(5),
+    ``JOURNAL_STREAM``): it then gives each line its time, and takes a priority off its
+    beginning."""
+    given = (os.environ if environ is None else environ).get("JOURNAL_STREAM")
+    if not given:
+        return False
+    try:
+        found = os.fstat(stream.fileno())
+    except (OSError, ValueError, AttributeError):
+        return False
+    return given == f"{found.st_dev}:{found.st_ino}"
 
 
 def harmless(text: object, *, limit: int | None = None) -> str:

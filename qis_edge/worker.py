@@ -16,6 +16,7 @@ from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
 from qis_edge.core.errors import StoreCorrupt, StoreError
+from qis_edge.terminal import duration
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ class Disk(Worker):
         #: What is wrong now, for ``status``.
         self.trouble: str | None = None
         self._failing: set[object] = set()
-        self._failed_at = 0.0
+        self._failed_at = self._failing_since = 0.0
 
     async def __call__(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """As every worker. :raises StoreError: what the store says."""
@@ -105,6 +106,7 @@ class Disk(Worker):
 
     def _failed(self, function: object, error: StoreError) -> None:
         if self.trouble is None:
+            self._failing_since = time.monotonic()
             log.error("%s%s", error, f" ({error.hint})" if error.hint else "")
         self.trouble = str(error)
         self._failing.add(function)
@@ -116,4 +118,5 @@ class Disk(Worker):
         if not self._failing or time.monotonic() > self._failed_at + _OVER:
             self._failing.clear()
             self.trouble = None
-            log.info("the disk works again")
+            took = duration(round(time.monotonic() - self._failing_since))
+            log.info("the disk works again after %s without", took)

@@ -116,7 +116,9 @@ async def test_trouble_is_said_once_and_when_it_is_over(
     store.error = None
     assert await disk(store.write) == "written"
     assert disk.trouble is None
-    assert [one.getMessage() for one in caplog.records][1:] == ["the disk works again"]
+    assert [one.getMessage() for one in caplog.records][1:] == [
+        "the disk works again after 0 s without"
+    ]
     disk.close()
 
 

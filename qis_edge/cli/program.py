@@ -18,7 +18,7 @@ from typing import Any
 
 from qis_edge.cli.owner import find_credentials
 from qis_edge.core.errors import ConfigError, NotRunning, QisError, UsageError
-from qis_edge.terminal import harmless
+from qis_edge.terminal import harmless, is_journal
 
 #: Exit codes. 2 is argparse's too.
 OK, PROBLEM, USAGE, NOT_RUNNING, WARNED = 0, 1, 2, 3, 4
@@ -182,18 +182,24 @@ def report(error: QisError) -> int:
 def complain(message: str, hint: str | None = None) -> None:
     """``error: …`` and ``fix: …`` on standard error."""
     for line in message.splitlines() or [""]:
-        print(f"error: {harmless(line)}", file=sys.stderr)
+        _say(f"error: {harmless(line)}", 3)
     _fix(hint)
 
 
 def _fix(hint: str | None) -> None:
     if hint:
-        print(f"fix: {harmless(hint)}", file=sys.stderr)
+        _say(f"fix: {harmless(hint)}", 3)
 
 
 def note(message: str) -> None:
     """A remark on standard error, so that what is read stays clean."""
-    print(f"note: {harmless(message)}", file=sys.stderr)
+    _say(f"note: {harmless(message)}", 5)
+
+
+def _say(line: str, priority: int) -> None:
+    """:param priority: as syslog counts them, for systemd's journal."""
+    mark = f"<{priority}>" if is_journal(sys.stderr) else ""
+    print(f"{mark}{line}", file=sys.stderr)
 
 
 def print_json(value: Mapping[str, Any]) -> None:

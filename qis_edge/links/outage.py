@@ -6,9 +6,11 @@ import logging
 import time
 from collections.abc import Callable
 
+from qis_edge.terminal import duration
+
 
 class Outage:
-    """What a link tells the log about being down.
+    """What a link, or whatever else comes and goes, tells the log about being down.
 
     The same cause is said once per outage, however often it is met; a cause that is new
     in this outage is said too. When it is over, that is said once, with how long it took.
@@ -47,7 +49,7 @@ class Outage:
         if self._since is None:
             self._logger.info("%s: %s", self._name, text)
         else:
-            took = self._clock() - self._since
-            self._logger.info("%s: %s after %.0f s without", self._name, text, took)
+            took = duration(round(self._clock() - self._since))
+            self._logger.info("%s: %s after %s without", self._name, text, took)
         self._since = None
         self._causes.clear()

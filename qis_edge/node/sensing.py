@@ -31,6 +31,7 @@ from qis_edge.store.forms import Pending, Unclocked
 from qis_edge.store.inbox import Inbox
 from qis_edge.store.outbox import Outbox
 from qis_edge.tasks import until
+from qis_edge.terminal import duration
 from qis_edge.worker import Disk, Worker
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class _Running:
     reads: int = 0
     failures: int = 0
     error: str | None = None
+    failing_since: float = 0.0
 
     @property
     def name(self) -> str:
@@ -180,7 +182,8 @@ class Sensing:
             self._failed(one, error)
             return
         if one.error is not None:
-            log.info("sensor %s works again", one.name)
+            took = duration(round(time.monotonic() - one.failing_since))
+            log.info("sensor %s works again after %s without", one.name, took)
             one.error = None
         one.reads += 1
 
@@ -191,6 +194,7 @@ class Sensing:
     def _failed(self, one: _Running, error: Exception) -> None:
         one.failures += 1
         if one.error is None:
+            one.failing_since = time.monotonic()
             unexpected = not isinstance(error, SensorError)
             log.warning("sensor %s: %s", one.name, error or repr(error), exc_info=unexpected)
         one.error = str(error) or repr(error)
