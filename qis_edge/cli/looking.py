@@ -60,6 +60,13 @@ def _outbox_numbers(outbox: OutboxReader, config: NodeConfig) -> dict[str, Any]:
     return outbox.stats().shown() | {"budget": config.outbox.budget}  # a reader knows none
 
 
+_LOSSES = {
+    "evicted_unsent": " for want of room",
+    "evicted_expired": " past their time, for want of room",
+    "unreadable": " to damage of the disk",
+}
+
+
 def _show_status(found: dict[str, Any]) -> None:
     now = found["now"]
     rows: list[tuple[str, object]] = [
@@ -87,8 +94,14 @@ def _show_status(found: dict[str, Any]) -> None:
             ("packets", _packets(outbox)),
             ("disk", f"{size(outbox['bytes'])} of {size(outbox['budget'])}"),
         ]
-        if outbox["evicted_unsent"]:
-            rows.append(("lost", plural(outbox["evicted_unsent"], "outcome") + " for want of room"))
+        rows += [
+            ("lost", plural(outbox[key], "outcome") + why)
+            for key, why in _LOSSES.items()
+            if outbox.get(key)  # a daemon of an earlier version says less
+        ]
+        if outbox.get("conflicts"):
+            what = plural(outbox["conflicts"], "packet number")
+            rows.append(("warning", f"{what} used twice: was this card copied?"))
     if (peers := found.get("peers")) is not None:
         rows.append(("peers", f"{peers['packets']} packets of {peers['senders']} senders"))
     if (estimates := found.get("estimates")) is not None:

@@ -36,6 +36,7 @@ from qis_edge.node.timekeeping import Timekeeper, boot_id
 from qis_edge.node.uplink import Uplink
 from qis_edge.service.supervise import Supervisor
 from qis_edge.store.inbox import Inbox, Limits
+from qis_edge.store.machine import machine_name
 from qis_edge.store.outbox import Outbox
 from qis_edge.tasks import run_daemon, until
 from qis_edge.terminal import duration, plural
@@ -69,6 +70,7 @@ class Node:
                 self.identity.public,
                 budget=config.outbox.budget,
                 copies=config.custody.copies,
+                host=machine_name(),
                 notify=lambda notice: log.warning("outbox: %s", notice.text),
             )
             opened.callback(self.outbox.close)

@@ -202,7 +202,11 @@ class Stats:
             "unreceipted": self.open_packets,
             "held": self.held_packets,
             "refused": self.refused_packets,
+            "evicted_receipted": self.evicted_receipted,
+            "evicted_expired": self.evicted_expired,
             "evicted_unsent": self.evicted_unsent,
+            "unreadable": self.unreadable,
+            "conflicts": self.conflicts,
             "bytes": self.bytes,
             "budget": self.budget,
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qis_edge.core.errors import StoreCorrupt, StoreError
@@ -86,7 +86,12 @@ def _open(path: Path, owner: Owner, news: list[Notice]) -> tuple[Database, list[
         if found[0] != owner.key.thumbprint:
             db.close()
             return _open(path, owner, [*news, *_adopt(path, owner)])
-        return db, [*news, *_since_last_time(db, found[1:] == (owner.host, inode), owner, inode)]
+        host = owner.host or found[1]  # where nothing tells, it is taken to be the same
+        if host and not found[1]:  # it has become known
+            db.execute("UPDATE state SET host=?", (host,))
+            found = (found[0], host, found[2])
+        same = found[1:] == (host, inode)
+        return db, [*news, *_since_last_time(db, same, replace(owner, host=host), inode)]
     except BaseException:
         db.close()
         raise

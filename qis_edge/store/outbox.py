@@ -94,7 +94,8 @@ class Outbox(OutboxReader):
         :param budget: bytes that the file may hold, at least 256 KiB; its log adds some
             MiB while it is open.
         :param copies: how many gateways must hold a packet before it is done.
-        :param host: names the machine; another name than before begins a new store.
+        :param host: names the machine (:func:`qis_edge.store.machine.machine_name`); another
+            name than before begins a new store. Empty: it is not known, and not compared.
         :param adopt: take over the outbox of another key: its outcomes are packed anew.
         :param clock_floor: unix seconds that have surely passed, e.g. a build date.
         :param notify: called with each notice, after it is durable.

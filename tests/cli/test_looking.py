@@ -45,6 +45,9 @@ def test_status_of_a_running_node(ready: Site) -> None:
     assert r"refused \x1b[2J" in out
     assert "warning    outbox.db: the disk is full\n" in out
     assert "4 outcomes for want of room" in out
+    assert "2 outcomes past their time, for want of room" in out
+    assert "1 outcome to damage of the disk" in out
+    assert "2 packet numbers used twice: was this card copied?" in out
     assert "estimates  7 made, 2 failures of the hook\n" in out
     assert "warning    our own temperature is doubtful" in out
     assert "\x1b" not in out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -13,11 +14,16 @@ from gateway.broker import EmbeddedBroker
 from qis_edge.control import request
 from qis_edge.core.errors import NotRunning
 from qis_edge.keys import read_key
+from qis_edge.node import runtime
+from qis_edge.store import opening
+from qis_edge.testing.memory import MemoryMedium
 from tests.loop.site import (
     Site,
     assert_each_once,
     drained,
     made_and_held,
+    outbox_of,
+    routed,
     settled,
     site,
     spool_of,
@@ -118,6 +124,53 @@ async def test_a_gateway_that_is_killed_under_load(tmp_path: Path) -> None:
             made = {node.identity.kid: made_and_held(node)[0] for node in (ewr, jfk)}
             await here.wait("routing", lambda: not behind(here.state("base")))
             await assert_each_once(here.state("base"), made)
+
+
+@pytest.mark.parametrize("exact", [False, True], ids=["copied files", "an image"])
+async def test_a_card_that_was_cloned_is_noticed(
+    tmp_path: Path, exact: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of copied files the node notices by itself; of an image of the whole card, on a board
+    that cannot be told from the other, the gateway does, and neither loses anything."""
+    if exact:
+        monkeypatch.setattr(opening, "inode_of", lambda _: 1)
+        monkeypatch.setattr(runtime, "machine_name", lambda: "")
+    async with site(tmp_path, MemoryMedium(), pace=0.05) as here:
+        station, ewr = here.station(), here.node("ewr")
+        here.start(station, ewr)
+        await here.join(station, ewr)
+        await here.wait("custody", lambda: made_and_held(ewr)[1] >= 5)
+        await drained(here, ewr)
+        await here.stop(ewr)
+        shutil.copytree(here.state("ewr"), here.state("twin"))
+        (here.state("twin") / "control.sock").unlink(missing_ok=True)
+        before = stats_of(ewr)
+        for name in "ewr", "twin":
+            # The one goes on where it was, and then the other does, under the same numbers.
+            node = here.node(name, "EWR" if name == "ewr" else "JFK")
+            here.start(node)
+            await here.wait("more", lambda: made_and_held(node)[1] >= before.made + 5)  # noqa: B023 - at once
+            await drained(here, node)
+            await here.stop(node)
+        await settled(here, station)
+        with outbox_of(here.state("twin")) as box:
+            codes = [notice.code for notice in box.notices()]
+            twin = box.stats()
+        assert codes == (["conflict"] if exact else ["copied"])
+        assert twin.store != stats_of(here.state("ewr")).store == before.store
+        told = [one.getMessage() for one in caplog.records if one.name.startswith("gateway")]
+        accused = [line for line in told if "signed two contents" in line]
+        assert len(accused) == exact
+        with spool_of(here.state("base")) as spool:
+            assert bool(spool.equivocations()) == bool(twin.conflicts) == exact
+        # Whatever either was told to be held is there, and nothing else.
+        both = held_of(here.state("ewr")) | held_of(here.state("twin"))
+        assert {entry.raw for entry in await routed(here.state("base"))} == both
+
+
+def held_of(state: Path) -> set[bytes]:
+    with outbox_of(state) as box:
+        return {raw for (raw,) in box._db.rows("SELECT raw FROM packets WHERE rank < 0")}
 
 
 def behind(state: Path) -> int:

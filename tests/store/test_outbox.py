@@ -14,6 +14,7 @@ from qis_edge.core.packet import Extensions, unpack
 from qis_edge.core.receipt import Receipt
 from qis_edge.store import Answer, Candidate, Notice, Outbox, Pending, Priority
 from qis_edge.store.forms import body_of, outcome_of
+from qis_edge.store.machine import machine_name
 from tests.store.kit import (
     ADDRESS,
     ELSEWHERE,
@@ -569,6 +570,26 @@ def test_another_machine_or_a_copied_file_begins_a_new_store(tmp_path: Path) -> 
         assert box.stats().stores == 3
     with Outbox.open(copy, ME.public, host="two") as box:
         assert box.stats().stores == 3
+
+
+def test_a_machine_that_is_not_known_is_not_another(tmp_path: Path) -> None:
+    path = tmp_path / "outbox.db"
+    for host, stores in [("", 1), ("one", 1), ("", 1), ("one", 1), ("two", 2), ("", 2), ("two", 2)]:
+        with Outbox.open(path, ME.public, host=host) as box:
+            assert box.stats().stores == stores, host
+
+
+def test_a_machine_is_known_by_its_board(tmp_path: Path) -> None:
+    serial, zeroes = tmp_path / "serial", tmp_path / "zeroes"
+    serial.write_bytes(b"10000000a1b2c3d4\0")
+    zeroes.write_bytes(b"0000-0000\n")
+    assert machine_name([tmp_path / "none", zeroes]) == ""
+    name = machine_name([zeroes, serial])
+    assert len(name) == 16
+    assert "a1b2" not in name
+    serial.write_bytes(b"10000000a1b2c3d5\0")
+    assert machine_name([serial]) not in ("", name)
+    assert machine_name() == machine_name()
 
 
 def test_settings_are_checked(tmp_path: Path) -> None:

@@ -18,9 +18,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gateway import spool as spool_module
-from gateway.routing import sqlite as routing_module
+from gateway.routing.sqlite import SCHEMA as ROUTING
 from gateway.routing.sqlite import SqliteFile
 from gateway.spool import Intake, Spool, Verdict
+from gateway.spool_schema import SCHEMA as SPOOL
 from qis_edge.core.outcome import Outcome
 from qis_edge.core.packet import unpack
 from qis_edge.core.receipt import Receipt
@@ -53,8 +54,8 @@ _MOVED = {
 }
 _SCHEMAS = {
     "outbox": OUTBOX,
-    "spool": spool_module.SCHEMA,
-    "routing": routing_module.SCHEMA,
+    "spool": SPOOL,
+    "routing": ROUTING,
 }
 
 
