@@ -1,4 +1,4 @@
-"""Each guarantee names the tests that show it, and they exist."""
+"""Each guarantee and each claim about security names the tests that show it, and they exist."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
-PAGE = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
+PAGES = {
+    name: (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    for name in ("guarantees", "security")
+}
 #: Suites that every engine and every link passes are shipped.
 FOLDERS = ("tests", "gateway/testing", "qis_edge/testing")
 
@@ -24,11 +29,13 @@ def names() -> set[str]:
     }
 
 
-def test_every_guarantee_names_a_test() -> None:
-    guarantees = re.findall(r"^- .*\n(?:  .*\n)*", PAGE, re.MULTILINE)
+@pytest.mark.parametrize("page", PAGES)
+def test_every_guarantee_names_a_test(page: str) -> None:
+    guarantees = re.findall(r"^- .*\n(?:  .*\n)*", PAGES[page], re.MULTILINE)
     assert len(guarantees) > 20
     assert [one for one in guarantees if "`test_" not in one] == []
 
 
-def test_the_tests_exist() -> None:
-    assert set(re.findall(r"`(test_\w+)`", PAGE)) - names() == set()
+@pytest.mark.parametrize("page", PAGES)
+def test_the_tests_exist(page: str) -> None:
+    assert set(re.findall(r"`(test_\w+)`", PAGES[page])) - names() == set()
