@@ -78,12 +78,13 @@ class Here:
         await self.place.wait(f"{reason} ({dict(counts)})", lambda: counts[reason] >= times)
 
     async def routed(self) -> set[bytes]:
-        """Ids of what the routing layer holds."""
+        """Ids of the packets that the routing layer holds."""
         await self.place.wait(
             "routing",
             lambda: self.station.spool.routed_through() >= spooled(self.station),
         )
-        return {e.id for e in await self.station.engines[0].query(EVERYTHING, limit=10_000)}
+        found = await self.station.engines[0].query(EVERYTHING, limit=10_000)
+        return {unpack(entry.raw).id for entry in found}
 
 
 @pytest.fixture
