@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qis_edge.cli.program import Verb, add_link_radio, add_state, make_parser, run
-from qis_edge.cli.verbs import config_verbs, doctor_verb, service_verbs
+from qis_edge.cli.verbs import COMPLETION, config_verbs, doctor_verb, service_verbs
 
 
 def _init(parser: ArgumentParser) -> None:
@@ -206,6 +206,7 @@ VERBS = (
         _hub,
         config=False,
     ),
+    COMPLETION,
 )
 
 

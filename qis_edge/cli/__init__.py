@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qis_edge.cli.program import Verb, add_link_radio, add_state, make_parser, run
-from qis_edge.cli.verbs import config_verbs, doctor_verb, service_verbs
+from qis_edge.cli.verbs import COMPLETION, config_verbs, doctor_verb, service_verbs
 
 
 def _init(parser: ArgumentParser) -> None:
@@ -227,6 +227,7 @@ VERBS = (
         "devices.radio_sim.cli:run",  # by name: the package does not stand on its devices
         _radio_sim,
     ),
+    COMPLETION,
 )
 
 

@@ -38,6 +38,21 @@ def doctor_verb(package: str) -> Verb:
     )
 
 
+def _completion(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "shell", choices=("bash", "zsh", "fish"), metavar="SHELL", help="bash, zsh or fish"
+    )
+
+
+COMPLETION = Verb(
+    "completion",
+    "print a script that completes this command in a shell",
+    "qis_edge.cli.completion:completion",
+    _completion,
+    config=False,
+)
+
+
 def service_verbs(package: str) -> Verb:
     """``service install``, ``remove`` and ``show``, of ``<package>.cli.service``."""
     handlers = f"{package}.cli.service"

@@ -39,7 +39,7 @@ def unit_text(made: Service) -> str:
 def analyze(*arguments: object) -> str:
     tool = shutil.which("systemd-analyze")
     if tool is None:
-        pytest.skip("needs: systemd-analyze (of systemd)")
+        pytest.skip("systemd-analyze is for machines that systemd runs")
     done = subprocess.run(
         [tool, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=120
     )
