@@ -26,30 +26,42 @@ about a tenth.
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
-from qis_edge.core.calibration import DAY, FIRST, HOUR, Bias, Course, phase
+from qis_edge.core.calibration import HOUR, Bias, Course
 from qis_edge.core.domain import Domain, Result
 from qis_edge.core.outcome import MAX_SAMPLES, Kind, Outcome, Value
-from qis_edge.core.robust import huber_mean, median, most_weight
-from qis_edge.core.trust import NEAR, OTHER_WORD, VOICES, Consensus, Trust, consensus
+from qis_edge.core.robust import huber_mean, most_weight
+from qis_edge.core.trust import (
+    NEAR,
+    OTHER_WORD,
+    VOICES,
+    Consensus,
+    Trust,
+    consensus,
+)
+from qis_edge.core.voices import (
+    Number,
+    Peer,
+    Voice,
+    known_voice,
+    listen,
+    of_strangers,
+    resolution,
+    voice_of,
+)
 
 #: The tag of packets whose outcomes are estimates. Nobody weighs them as a voice.
 ESTIMATE_TAG = "estimate"
-#: Seconds after which a value says nothing of now.
-OLDEST = 7 * DAY
 #: Voices that are combined: those of most weight. More add nothing but time.
 MOST_VOICES = 64
 #: Peers that are remembered; the one heard longest ago makes room.
 MOST_PEERS = 1024
 #: Windows for which we remember what we measured, so that late packets teach too.
 HISTORY = 240
-#: Outcomes of a peer that are kept, the newest.
-KEPT = 8
 #: Outcomes that wait for their window to be complete.
 MOST_WAITING = 8192
 #: Common windows from which on a peer is judged and its voice judges others.
@@ -62,8 +74,6 @@ DOUBTED = 0.1
 PATIENCE = 2
 #: Windows in a row that make our own sensor doubtful.
 DOUBTFUL = 3
-#: Standard deviations of a stranger, in those of the worst peer that we know.
-STRANGER = 3.0
 WORD_HALF_LIFE = 6 * HOUR
 
 
@@ -128,56 +138,6 @@ def as_outcome(estimate: Estimate) -> Outcome:
     return Outcome(estimate.time, kind, round(confidence, 2), samples, values)
 
 
-class _Voice(NamedTuple):
-    weight: float  # quality / variance
-    value: float
-    variance: float
-    quality: float  # trust · confidence · samples/(samples + 1)
-    freshness: float  # 1, less what drift adds to the variance
-
-
-class _Peer:
-    """What is known of one peer."""
-
-    __slots__ = ("biases", "recent")
-
-    def __init__(self) -> None:
-        self.biases: dict[str, Bias] = {}
-        #: (start of the window, outcome, quality), in order of time, the newest :data:`KEPT`.
-        self.recent: list[tuple[int, Outcome, float]] = []
-
-    def hear(self, slot: int, outcome: Outcome) -> bool:
-        """Keep an outcome. :returns: False where there was one of the same window already,
-        which it replaces."""
-        recent = self.recent
-        fresh = True
-        samples = outcome.samples or 1
-        heard = (slot, outcome, (outcome.confidence or 0.01) * samples / (samples + 1))
-        if not recent or slot > recent[-1][0]:
-            recent.append(heard)
-        else:
-            others = [one for one in recent if one[0] != slot]
-            fresh = len(others) == len(recent)
-            recent[:] = sorted([*others, heard], key=lambda one: one[0])
-        if len(recent) > KEPT:
-            del recent[0]
-        return fresh
-
-    def newest(self, result: Result, slot: int) -> tuple[int, float | str, float] | None:
-        """The newest plausible value at or before a window, else the nearest after it, with
-        its window and its quality; not one that is more than :data:`OLDEST` from it."""
-        found = None
-        for since, outcome, quality in reversed(self.recent):
-            if since < slot - OLDEST:
-                break
-            value = outcome.results.get(result.name)
-            if since <= slot + OLDEST and value is not None and result.plausible(value):
-                found = since, value, quality
-                if since <= slot:
-                    break
-        return found
-
-
 class _Window:
     """What was said of one window that is not settled yet, or how it was settled."""
 
@@ -215,8 +175,8 @@ class Synthesiser:
         self._me = me
         self._patience = PATIENCE * window
         self._results = {result.name: result for result in domain.results}
-        self._peers: dict[bytes, _Peer] = {}
-        self._own = _Peer()  # only what we measured; we have no bias
+        self._peers: dict[bytes, Peer] = {}
+        self._own = Peer()  # only what we measured; we have no bias
         self._windows: dict[int, _Window] = {}
         self._waiting = 0
         self._courses: dict[str, Course] = {}
@@ -251,9 +211,7 @@ class Synthesiser:
         slot = outcome.time - outcome.time % self.window
         if not now - HISTORY * self.window <= slot <= now:
             return False
-        peer = self._peers.get(kid)
-        if peer is None:
-            peer = self._new_peer(kid)
+        peer = self._peers.get(kid) or self._new_peer(kid)
         if not peer.hear(slot, outcome):
             return True  # said again: it may correct a voice, but it teaches nothing new
         window = self._windows.get(slot)
@@ -300,14 +258,22 @@ class Synthesiser:
         """
         slot = self._slot(time)
         when = time if now is None else now
+        wanted = [
+            self._results[name]
+            for name in (self._results if results is None else results)
+            if name in self._results
+        ]
+        numbers = {one.name: Number(one, self._course(one.name)) for one in wanted if not one.words}
+        listen(numbers.values(), self._peers, self.trust, slot, when)
         found: dict[str, ResultEstimate] = {}
-        for name in self._results if results is None else results:
-            result = self._results.get(name)
-            if result is not None:
-                estimator = self._word if result.words else self._number
-                made = estimator(result, slot, when, own and name not in self.doubtful)
-                if made is not None:
-                    found[name] = made
+        for result in wanted:
+            include_own = own and result.name not in self.doubtful
+            if result.words:
+                made = self._word(result, slot, when, include_own)
+            else:
+                made = self._number(numbers[result.name], slot, include_own)
+            if made is not None:
+                found[result.name] = made
         return Estimate(slot, found)
 
     @property
@@ -374,7 +340,7 @@ class Synthesiser:
         usual = sorted(spreads)[(len(spreads) - 1) // 2]
         # What readings of one sensor may scatter by, peers may differ by too.
         allowed = (result.tolerance or 0.0) / NEAR
-        return consensus(voices, max(usual, allowed, _resolution(result)))
+        return consensus(voices, max(usual, allowed, resolution(result)))
 
     def _agreed_word(
         self, result: Result, slot: int, own: str, said: Mapping[bytes, Outcome]
@@ -412,18 +378,24 @@ class Synthesiser:
 
     # --- voices ------------------------------------------------------------------------
 
-    def _number(
-        self, result: Result, slot: int, when: float, include_own: bool
-    ) -> ResultEstimate | None:
-        known, strangers = self._voices(result, slot, when)
-        voices = known + self._strangers(result, strangers, known)
-        peers = len(voices)
+    def _number(self, number: Number, slot: int, include_own: bool) -> ResultEstimate | None:
+        result = number.result
+        # Of many voices only those of most weight are worked out.
+        known = number.known
+        if len(known) > MOST_VOICES:
+            least = sorted([one[0] for one in known])[-MOST_VOICES]
+            more = [one for one in known if one[0] > least]
+            known = [*more, *(one for one in known if one[0] == least)][:MOST_VOICES]
+        voices = [known_voice(*one) for one in known]
+        worst = max([one[2] for one in number.known], default=0.0) if number.strangers else 0.0
+        voices += of_strangers(result, number.strangers, worst)
+        peers = len(number.known) + len(number.strangers)
         if include_own and (own := self._own_voice(result, slot, voices)) is not None:
             voices.append(own)
         if not voices:
             return None
         if len(voices) > MOST_VOICES:
-            voices = heapq.nlargest(MOST_VOICES, voices)
+            voices = sorted(voices, reverse=True)[:MOST_VOICES]
         weights = [voice.weight for voice in voices]
         centre = huber_mean(
             [voice.value for voice in voices],
@@ -439,62 +411,7 @@ class Synthesiser:
             math.fsum(voice.quality * voice.freshness for voice in voices),
         )
 
-    def _voices(
-        self, result: Result, slot: int, when: float
-    ) -> tuple[list[_Voice], list[tuple[float, float, float]]]:
-        """Voices of peers whose bias is known; (value, drift, quality) of the others."""
-        known: list[_Voice] = []
-        strangers: list[tuple[float, float, float]] = []
-        name, low, high, least = result.name, result.low, result.high, _resolution(result) ** 2
-        weight = self.trust.weight
-        course = self._course(name)
-        #: Start of a window → its phase, what the course adds since, the drift since.
-        ages: dict[int, tuple[float, float, float, float]] = {}
-        for kid, peer in self._peers.items():
-            if not peer.recent or (trust := weight(kid, name, when)) <= 0.0:
-                continue
-            # Nearly always it is the last value, for which a call would take most of the time.
-            since, outcome, quality = peer.recent[-1]
-            value = outcome.results.get(name)
-            if since > slot or not isinstance(value, float) or not low <= value <= high:
-                if (newest := peer.newest(result, slot)) is None:
-                    continue
-                since, value, quality = newest[0], float(newest[1]), newest[2]
-            if (age := ages.get(since)) is None:
-                age = *phase(since), course.carry(since, slot), course.drift(slot - since)
-                ages[since] = age
-            cos, sin, added, drift = age
-            if abs(slot - since) > OLDEST:
-                continue
-            quality *= trust
-            bias = peer.biases.get(name)
-            if bias is None or bias.count < FIRST:
-                strangers.append((value + added, drift, quality))
-                continue
-            variance = bias.variance + least
-            total = variance + drift
-            value += bias.at_phase(cos, sin) + added
-            known.append(_Voice(quality / total, value, total, quality, variance / total))
-        return known, strangers
-
-    def _strangers(
-        self, result: Result, strangers: list[tuple[float, float, float]], known: list[_Voice]
-    ) -> list[_Voice]:
-        """Voices of peers whose bias is not known."""
-        if not strangers:
-            return []
-        values = [value for value, _, _ in strangers]
-        if known:
-            deviation = STRANGER * math.sqrt(max(voice.variance for voice in known))
-        elif len(values) > 1:
-            middle = median(values)
-            deviation = 1.5 * median([abs(value - middle) for value in values])
-        else:
-            deviation = result.tolerance or 0.0
-        variance = max(deviation, _resolution(result)) ** 2
-        return [_voice(value, variance, drift, quality) for value, drift, quality in strangers]
-
-    def _own_voice(self, result: Result, slot: int, peers: list[_Voice]) -> _Voice | None:
+    def _own_voice(self, result: Result, slot: int, peers: list[Voice]) -> Voice | None:
         """Our own newest value, half as uncertain as the best peer, and older by its age."""
         newest = self._own.newest(result, slot)
         if newest is None or newest[0] > slot:
@@ -502,9 +419,9 @@ class Synthesiser:
         since, value, quality = newest
         course = self._course(result.name)
         variance = min((voice.variance for voice in peers), default=0.0) / 4
-        return _voice(
+        return voice_of(
             float(value) + course.carry(since, slot),
-            max(variance, _resolution(result) ** 2),
+            max(variance, resolution(result) ** 2),
             course.drift(slot - since),
             quality,
         )
@@ -550,7 +467,7 @@ class Synthesiser:
         peer = self._peers.get(kid) or self._new_peer(kid)
         bias = peer.biases.get(result.name)
         if bias is None:
-            bias = peer.biases[result.name] = Bias(self.window, _resolution(result))
+            bias = peer.biases[result.name] = Bias(self.window, resolution(result))
         return bias
 
     def _course(self, name: str) -> Course:
@@ -559,14 +476,14 @@ class Synthesiser:
             course = self._courses[name] = Course(self.window)
         return course
 
-    def _new_peer(self, kid: bytes) -> _Peer:
+    def _new_peer(self, kid: bytes) -> Peer:
         if len(self._peers) >= MOST_PEERS:
             longest_ago = min(
                 self._peers,
                 key=lambda k: self._peers[k].recent[-1][0] if self._peers[k].recent else 0,
             )
             del self._peers[longest_ago]
-        peer = self._peers[kid] = _Peer()
+        peer = self._peers[kid] = Peer()
         return peer
 
     def _restore(self, state: Mapping[Any, Any]) -> None:
@@ -578,20 +495,11 @@ class Synthesiser:
                 continue
             for name, numbers in biases.items():
                 if (result := self._results.get(name)) is not None:
-                    restored = Bias.restored(self.window, _resolution(result), numbers)
+                    restored = Bias.restored(self.window, resolution(result), numbers)
                     peer.biases[result.name] = restored
         for name, course in _tables(state.get("course")):
             if name in self._results:
                 self._courses[name] = Course.restored(self.window, course)
-
-
-def _resolution(result: Result) -> float:
-    return float(10.0 ** (result.power or 0))
-
-
-def _voice(value: float, variance: float, drift: float, quality: float) -> _Voice:
-    total = variance + drift
-    return _Voice(quality / total, value, total, quality, variance / total)
 
 
 def _faded(age: float) -> float:

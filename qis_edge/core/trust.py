@@ -39,6 +39,10 @@ OTHER_WORD = 0.3
 MOST_SENDERS = 4096
 
 
+#: Of one result: 0..1, and the unix second at which it was judged last.
+Score = tuple[float, float]
+
+
 @dataclass(frozen=True, slots=True)
 class Consensus:
     """What the voices of one window agree upon.
@@ -75,7 +79,13 @@ class Trust:
     """The scores of all senders. Times are unix seconds; they need not be in order."""
 
     def __init__(self) -> None:
-        self._scores: dict[bytes, dict[str, tuple[float, float]]] = {}
+        self._scores: dict[bytes, dict[str, Score]] = {}
+
+    @property
+    def scores(self) -> Mapping[bytes, Mapping[str, Score]]:
+        """The scores by sender and result, as they were when they were judged last: what is
+        left of them is theirs times :func:`faded`, on either side of neutral."""
+        return self._scores
 
     def of(self, kid: bytes, result: str, now: float) -> float:
         """The score of one result of a sender, 0..1."""
@@ -96,7 +106,7 @@ class Trust:
             return NEUTRAL
         score, time = scores.get(result, (NEUTRAL, now))
         if now > time:
-            score = NEUTRAL + (score - NEUTRAL) * 2.0 ** ((time - now) / HALF_LIFE)
+            score = NEUTRAL + (score - NEUTRAL) * faded(time, now)
         if score < OUT:
             return 0.0
         # One good score of few keeps the mean up: most senders need no look at the others.
@@ -154,4 +164,9 @@ class Trust:
 def _decayed(score: float, time: float, now: float) -> float:
     if now <= time:
         return score
-    return float(NEUTRAL + (score - NEUTRAL) * 2.0 ** ((time - now) / HALF_LIFE))
+    return NEUTRAL + (score - NEUTRAL) * faded(time, now)
+
+
+def faded(time: float, now: float) -> float:
+    """What is left at ``now`` of how far a score was from neutral at ``time``."""
+    return float(2.0 ** ((time - now) / HALF_LIFE))

@@ -109,9 +109,13 @@ def errors(table: Table, learned: int, stale: int, name: str) -> dict[str, float
     }
 
 
+#: Milliseconds to weigh 1,000 packets, and whose.
+MOST_MS, WEIGHING = 2.0, ("synthesis_1000_ms.peers_1000", "synthesis_1000_ms.peers_20")
+
+
 def weigh(peers: int, packets: int = 1000) -> float:
     """Milliseconds to weigh so many outcomes, spread over so many peers, into an estimate of
-    three results; the best of several."""
+    three results; the best of several, in time of this thread's processor."""
     names = ("temperature", "dewpoint", "pressure")
     node = Synthesiser(WEATHER, window=HOUR, me=b"me")
     kids = [n.to_bytes(8) for n in range(peers)]
@@ -128,7 +132,7 @@ def weigh(peers: int, packets: int = 1000) -> float:
             node.heard(PeerReport(kid, Outcome(start, samples=60, results=theirs)), start + HOUR)
         node.settle(start + HOUR)
     best = 1e9
-    for again in range(7):
+    for again in range(25):
         start = (40 + again * (hours + 1)) * HOUR
         now = start + (hours + 1) * HOUR
         reports = [
@@ -143,11 +147,11 @@ def weigh(peers: int, packets: int = 1000) -> float:
             for hour in range(hours)
             for n, kid in enumerate(kids)
         ]
-        began = time.perf_counter()
+        began = time.thread_time()
         for one in reports:
             node.heard(one, now)
         node.estimate(now - HOUR, now, results=names)
-        best = min(best, (time.perf_counter() - began) * 1000)
+        best = min(best, (time.thread_time() - began) * 1000)
     return round(best, 2)
 
 
@@ -169,9 +173,9 @@ def main() -> None:
     figures |= {key: round(value, 3) for key, value in mean.items()}
     figures["hours"] = hours
     figures["ratio"] = round(mean["estimate_mae"] / mean["hold_last_mae"], 3)
-    figures["ms_1000_packets_of_1000_peers"] = weigh(1000)
-    figures["ms_1000_packets_of_20_peers"] = weigh(20)
-    report.write("synthesis", figures, limits={"ratio": 0.5})
+    figures["synthesis_1000_ms"] = {"peers_1000": weigh(1000), "peers_20": weigh(20)}
+    limits = {"ratio": 0.5, **dict.fromkeys(WEIGHING, MOST_MS)}
+    report.write("synthesis", figures, limits=limits)
 
 
 if __name__ == "__main__":
