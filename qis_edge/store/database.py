@@ -374,7 +374,8 @@ class Database:
         if code == sqlite3.SQLITE_CANTOPEN:
             return StoreError(
                 f"{where}: cannot be opened",
-                hint="check that the directory exists and who may write in it",
+                hint="check that the directory exists, who may write in it, and that the disk "
+                "is not mounted read-only",
             )
         if code == sqlite3.SQLITE_IOERR:
             return StoreError(

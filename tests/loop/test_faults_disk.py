@@ -4,6 +4,12 @@ wrong is said once, and the daemon goes on by itself."""
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,14 +21,18 @@ from qis_edge.node import sensing
 from qis_edge.node.runtime import Node
 from qis_edge.store.database import Database
 from qis_edge.testing.memory import MemoryMedium
+from tests import disks
 from tests.loop.site import (
+    EPOCH,
     HOUR,
     Absence,
     Site,
     assert_each_once,
+    backlog,
     deposited,
     drained,
     made_and_held,
+    outbox_of,
     peers_of,
     routed,
     settled,
@@ -30,6 +40,10 @@ from tests.loop.site import (
     spool_of,
     stats_of,
 )
+
+#: A slow machine lets a week go by here.
+LASTING = '[outbox]\nttl = "365d"\n'
+MODULES = {"ewr": "qis_edge", "base": "gateway"}
 
 
 @pytest.fixture(autouse=True)
@@ -315,3 +329,133 @@ async def test_the_end_is_orderly_on_a_full_disk(
         await asyncio.wait_for(here.stop(ewr), 5)
         assert said(caplog, "could not be saved")
         here.node("ewr").outbox.close()  # nobody holds its lock any more
+
+
+# --- real ones -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("whose", ["ewr", "base"])
+async def test_a_disk_that_is_really_full(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, whose: str
+) -> None:
+    caplog.set_level("INFO")
+    with disks.small_disk(tmp_path / whose, "3m") as place:
+        async with site(tmp_path, MemoryMedium()) as here:
+            station, ewr = here.station(), here.node("ewr", extra=LASTING)
+            here.start(station, ewr)
+            await here.join(station, ewr)
+            await here.wait("custody", lambda: made_and_held(ewr)[1] >= 3)
+            disk = ewr.disk if whose == "ewr" else station.disk
+            ballast = disks.fill(place)
+            await here.wait("trouble", lambda: disk.trouble, 60)
+            assert "the disk is full" in (disk.trouble or "")
+            assert any("free some space" in line for line in said(caplog, "the disk is full"))
+            held = made_and_held(ewr)[1]
+            ballast.unlink()
+            await here.wait("more", lambda: made_and_held(ewr)[1] >= held + 5, 60)
+            await here.wait("its end", lambda: disk.trouble is None, 60)
+            await drained(here, ewr)
+            await settled(here, station)
+            await assert_each_once(here.state("base"), {ewr.identity.kid: stats_of(ewr).made})
+            times = [o.time for o in (await deposited(here.state("base")))[ewr.identity.kid]]
+            assert sorted(times) == list(range(min(times), max(times) + HOUR, HOUR))
+
+
+def started(module: str, config: Path, log: Path) -> subprocess.Popen[bytes]:
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", module, "run", "--config", str(config)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+
+
+@pytest.mark.parametrize("whose", ["ewr", "base"])
+async def test_starting_on_a_disk_that_is_read_only(tmp_path: Path, whose: str) -> None:
+    with disks.small_disk(tmp_path / whose, "3m") as place:
+        async with site(tmp_path, "mqtt://127.0.0.1:1") as here:
+            config = here.gateway_config() if whose == "base" else here.node_config("ewr")
+            store = here.state(whose) / ("spool.db" if whose == "base" else "outbox.db")
+            log = tmp_path / f"{whose}.log"
+            for how in "ro", "rw":
+                disks.remount(place, how)
+                process = here.processes[whose] = started(MODULES[whose], config, log)
+                if how == "ro":
+                    assert await asyncio.to_thread(process.wait, 60) not in (0, -11)
+                    words = log.read_text()
+                    assert "Traceback" not in words
+                    assert "read-only" in words.lower()
+                    assert "not mounted read-only" in words  # what to do about it
+                else:
+                    await here.wait("its store", store.exists, 60)
+            here.end_processes()
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Every commit takes a while, and as long as this is not set."""
+    execute, gate = Database.execute, threading.Event()
+    gate.set()
+
+    def slowly(self: Database, sql: str, arguments: Sequence[object] = ()) -> sqlite3.Cursor:
+        if sql == "COMMIT" or sql.startswith("INSERT INTO arrivals"):
+            time.sleep(0.02)
+            assert gate.wait(120)
+        return execute(self, sql, arguments)
+
+    monkeypatch.setattr(Database, "execute", slowly)
+    return gate
+
+
+async def test_a_slow_disk_holds_up_only_what_waits_for_it(
+    tmp_path: Path, slow: threading.Event
+) -> None:
+    """A card takes seconds to sync, now and then: the daemons go on, and nothing is lost."""
+    async with site(tmp_path, MemoryMedium()) as here:
+        station, ewr = here.station(), here.node("ewr", extra=LASTING)
+        here.start(station, ewr)
+        await here.join(station, ewr)
+        await here.wait("custody", lambda: made_and_held(ewr)[1] >= 3, 60)
+        for _ in range(2):
+            slow.clear()
+            try:
+                before = made_and_held(ewr)
+                reads = reads_of(ewr)
+                await here.wait("readings", lambda: reads_of(ewr) >= reads + 10, 60)  # noqa: B023 - at once
+                assert made_and_held(ewr)[0] <= before[0] + 1
+            finally:
+                slow.set()
+            await here.wait("custody", lambda: made_and_held(ewr)[1] >= before[1] + 5, 60)  # noqa: B023 - as above
+        await drained(here, ewr)
+        await settled(here, station)
+        await assert_each_once(here.state("base"), {ewr.identity.kid: stats_of(ewr).made})
+        times = [o.time for o in (await deposited(here.state("base")))[ewr.identity.kid]]
+        assert sorted(times) == list(range(min(times), max(times) + HOUR, HOUR))
+
+
+def reads_of(node: Node) -> int:
+    return sum(int(one["reads"]) for one in node.sensing.status())
+
+
+async def test_a_budget_that_is_reached_is_in_the_status(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody comes to fetch: what was dropped is counted and said."""
+    async with site(tmp_path, MemoryMedium()) as here:
+        ewr = here.node("ewr", extra='[outbox]\nbudget = "1MB"\nttl = "365d"\n')
+        backlog(ewr, 25_000)
+        here.start(ewr)
+        await here.wait("outcomes", lambda: stats_of(ewr).made > 25_000)
+        shown = (await ewr.status({}))["outbox"]
+        stats = stats_of(ewr)
+        # Those that were made more than a year ago are past their time, and there were enough.
+        assert shown["evicted_expired"] == stats.evicted_expired > 100
+        assert shown["evicted_unsent"] == 0
+        assert stats.made == stats.waiting + stats.open_outcomes + stats.evicted_expired
+        assert shown["bytes"] <= 1_000_000
+        assert said(caplog, "no more room: dropped")
+        with outbox_of(ewr) as box:
+            assert {notice.code for notice in box.notices()} <= {"evicted"}
+            oldest = min(one.time for _, _, one in box.waiting(10**6))
+        assert oldest == EPOCH - (25_000 - stats.evicted_expired) * HOUR  # the oldest went

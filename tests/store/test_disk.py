@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +12,7 @@ from qis_edge.core.errors import StoreCorrupt, StoreError
 from qis_edge.core.packet import unpack
 from qis_edge.core.receipt import Receipt
 from qis_edge.store import Outbox
+from tests import disks
 from tests.store.kit import (
     ADDRESS,
     EPOCH,
@@ -73,19 +72,8 @@ def test_no_more_pages() -> None:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A tmpfs of a megabyte."""
-    place = tmp_path / "small"
-    place.mkdir()
-    mount = shutil.which("mount")
-    if (
-        mount is None
-        or os.getuid() != 0
-        or subprocess.run(
-            [mount, "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], check=False
-        ).returncode
-    ):
-        pytest.skip("a small disk can only be mounted by root")
-    yield place
-    subprocess.run(["umount", place], check=True)
+    with disks.small_disk(tmp_path / "small") as place:
+        yield place
 
 
 def test_a_full_disk(small_disk: Path) -> None:
