@@ -29,7 +29,7 @@ async def test_nodes_send_again_what_an_old_backup_lacks(
     tmp_path: Path, what: Sequence[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     async with site(tmp_path, MemoryMedium()) as here:
-        station, node = here.station(), here.node("ewr")
+        station, node = here.station(), here.node("ewr", extra='[outbox]\nttl = "365d"\n')
         here.start(station, node)
         await here.join(station, node)
         await here.wait("custody", lambda: made_and_held(node)[1] >= 4, PATIENCE)

@@ -29,6 +29,8 @@ from tests.loop.site import (
 )
 
 PATIENCE = 60.0
+#: A slow machine lets weeks go by here.
+LASTING = '[outbox]\nttl = "365d"\n'
 
 
 async def each_once_somewhere(here: Site, kid: bytes, made: int, *names: str) -> None:
@@ -50,7 +52,7 @@ async def test_two_gateways_of_which_one_comes_and_goes(
     policy = f'custody = "{custody}"\n'
     async with site(tmp_path, MemoryMedium()) as here:
         base, hill = here.station("base", gateway=policy), here.station("hill", gateway=policy)
-        node = here.node("ewr", extra=f"[custody]\ncopies = {copies}\n")
+        node = here.node("ewr", extra=f"[custody]\ncopies = {copies}\n{LASTING}")
         here.start(base, hill, node)
         await here.join(base, node)
         await here.wait("both greetings", lambda: len(node.gateways.greeted(None)) == 2, PATIENCE)
@@ -83,7 +85,7 @@ async def test_a_routing_layer_that_is_away_for_hours(
     """An hour takes a tenth of a second. Custody goes on, and the spool keeps the order."""
     caplog.set_level("INFO")
     async with site(tmp_path, MemoryMedium()) as here:
-        station, node = here.station(), here.node("ewr")
+        station, node = here.station(), here.node("ewr", extra=LASTING)
         here.start(station, node)
         await here.join(station, node)
         await here.wait("custody", lambda: made_and_held(node)[1] >= 2, PATIENCE)
@@ -135,7 +137,11 @@ async def test_a_packet_that_every_gateway_refuses_is_put_aside_and_blocks_nothi
 
     monkeypatch.setattr(intake, "unpack", picky)
     async with site(tmp_path, MemoryMedium()) as here:
-        base, hill, node = here.station("base"), here.station("hill"), here.node("ewr")
+        base, hill, node = (
+            here.station("base"),
+            here.station("hill"),
+            here.node("ewr", extra=LASTING),
+        )
         here.start(base, hill, node)
         await here.join(base, node)
         await here.wait("custody", lambda: stats_of(node).held_packets >= 6, PATIENCE)
@@ -170,7 +176,7 @@ async def test_what_nobody_signed_is_answered_to_nobody(
 
     monkeypatch.setattr(intake, "unpack", picky)
     async with site(tmp_path, MemoryMedium()) as here:
-        station, node = here.station(), here.node("ewr")
+        station, node = here.station(), here.node("ewr", extra=LASTING)
         here.start(station, node)
         await here.join(station, node)
         await here.wait("frames", lambda: station.counts.refused["bounds"] >= 3, PATIENCE)
