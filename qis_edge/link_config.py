@@ -65,7 +65,7 @@ class MqttConfig:
     key: Path | None = setting(
         File(exists=True, credential=True),
         None,
-        "The key of our certificate, as PEM.",
+        "The key of our certificate, as PEM. Only its owner may read it.",
         example="node-key.pem",
     )
     server_name: str | None = setting(

@@ -57,6 +57,7 @@ def check_link(config: LinksConfig, name: str, *, broker: str | None) -> str:
     if name == "mqtt":
         settings = (config.mqtt or MqttConfig()).settings(broker)
         settings.read_password()
+        settings.check_key()
         return settings.url
     if name == "meshtastic":
         if find_spec("meshtastic") is None:

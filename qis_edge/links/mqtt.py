@@ -52,7 +52,7 @@ from qis_edge.links.base import (
     Role,
 )
 from qis_edge.links.mqtt_connection import Connection, OldProtocolError, Token
-from qis_edge.links.mqtt_dial import WANTS_CERTIFICATE, dial_aside, tls_context
+from qis_edge.links.mqtt_dial import RENEW, WANTS_CERTIFICATE, dial_aside, tls_context
 from qis_edge.links.mqtt_settings import MqttSettings
 from qis_edge.links.mqtt_topics import Topics
 from qis_edge.links.outage import Outage
@@ -160,7 +160,7 @@ class MqttLink:
             return
         # Read here so that what can never work is said at once; read again at each
         # connect, so that a renewed certificate or password needs no restart.
-        self._read_password()
+        self._read_secrets()
         tls_context(self.settings)
         self._runner = asyncio.create_task(self._run(), name=f"{self.name}-link")
 
@@ -229,8 +229,9 @@ class MqttLink:
             return self.topics.down(to.key)
         return self.topics.peers(to.key)
 
-    def _read_password(self) -> str | None:
+    def _read_secrets(self) -> str | None:
         try:
+            self.settings.check_key()
             return self.settings.read_password()
         except UsageError as error:
             raise LinkError(str(error), hint=error.hint) from error
@@ -259,7 +260,7 @@ class MqttLink:
 
         :raises LinkError: always: why it did not come about, or why it ended.
         """
-        password = self._read_password()
+        password = self._read_secrets()
         sock = await dial_aside(self.settings)
         clean = self.role is Role.NODE or self._forget
         self._forget = False
@@ -289,19 +290,22 @@ class MqttLink:
     def _failed(self, error: LinkError) -> None:
         if self._closed:
             return
-        hint = self._expired() if error.hint == WANTS_CERTIFICATE else error.hint
+        hint = error.hint
+        if hint in (WANTS_CERTIFICATE, RENEW):
+            hint = self._expired() or hint
         if hint is None and self._short_lives >= _MANY_SHORT:
             hint = "again and again: does another program use the same key, or user name?"
         self.stats.last_error = str(error)
         self._outage.cause(str(error), hint)
 
-    def _expired(self) -> str:
-        """What to do about a broker that ended TLS: it says not why, but we can look."""
+    def _expired(self) -> str | None:
+        """What to do about a broker that ended TLS, if our certificate did: it may not say why,
+        but we can look."""
         from qis_edge.links.certificate import ends  # needed rarely
 
         end = ends(self.settings.cert) if self.settings.cert is not None else None
         if end is None or end > time.time():
-            return WANTS_CERTIFICATE
+            return None
         return f"our certificate {self.settings.cert} ended on {moment(end)}: renew it"
 
     def _step_down(self, error: OldProtocolError) -> bool:

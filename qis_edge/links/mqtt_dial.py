@@ -15,6 +15,7 @@ from qis_edge.core.errors import LinkError
 from qis_edge.links.mqtt_settings import MqttSettings
 
 WANTS_CERTIFICATE = "does it want a certificate of ours (cert, key)?"
+RENEW = "renew it; or is the broker's clock wrong?"
 _IS_IT_TLS = "is that its port for TLS?"
 #: OpenSSL's verification results that deserve words of their own.
 _VERIFY = {
@@ -29,7 +30,7 @@ _VERIFY = {
 #: What a broker says of our certificate (TLS alerts), in words.
 _ALERTS = {
     "CERTIFICATE_REQUIRED": ("the broker wants a certificate of ours", WANTS_CERTIFICATE),
-    "CERTIFICATE_EXPIRED": ("our certificate has expired, says the broker", "renew it"),
+    "CERTIFICATE_EXPIRED": ("our certificate has expired, says the broker", RENEW),
     "CERTIFICATE_REVOKED": ("our certificate is revoked, says the broker", "get another"),
     "UNKNOWN_CA": (
         "the broker does not know the authority of our certificate",

@@ -173,6 +173,22 @@ class MqttSettings:
             raise UsageError(f"{path} has no password in its first line", field="password_file")
         return password
 
+    def check_key(self) -> None:
+        """See that the key of our certificate is ours alone; a missing file is not judged here.
+
+        :raises UsageError: others can read it.
+        """
+        name, path = ("key", self.key) if self.key is not None else ("cert", self.cert)
+        if path is None or is_handed_over(path):
+            return
+        try:
+            loose = stat.S_IMODE(path.stat().st_mode) & 0o077
+            has_key = name == "key" or b"PRIVATE KEY-----" in path.read_bytes()
+        except OSError:
+            return
+        if loose and has_key:
+            raise UsageError(f"{path} can be read by others", field=name, hint=f"chmod 600 {path}")
+
 
 _EXAMPLE = "like mqtt://localhost:1883 or mqtts://name@broker.example"
 

@@ -120,6 +120,22 @@ def _lines() -> list[bytes]:
     return [*found, meshtastic_stream.encode(b"message") * 2, b"log line\r\n\x94\xc3\x00"]
 
 
+def _publishes() -> list[bytes]:
+    def publish(topic: bytes, payload: bytes, more: bytes) -> bytes:
+        body = len(topic).to_bytes(2) + topic + b"\0\7" + more + payload
+        size = len(body)
+        head = bytes([size]) if size < 128 else bytes([size & 0x7F | 0x80, size >> 7])
+        return b"\x32" + head + body
+
+    topic = b"qis/v1/s/up/0011223344556677"
+    return [
+        publish(topic, b"x" * 20, b"") * 2,
+        publish(topic, b"y" * 300, b"\0") + b"\xd0\0",
+        publish(topic, b"", b"\5\x01\1\1\1\1"),
+        b"\x40\x02\0\1\x20\x02\0\0",
+    ]
+
+
 def _hub() -> list[bytes]:
     from gateway.routing import hub_wire
     from gateway.routing.base import Interest
@@ -189,6 +205,7 @@ _SEEDS = {
     "mesh": _frames,
     "serial": _lines,
     "radio": _lines,
+    "mqtt": _publishes,
     "hub": _hub,
     "config": _configs,
     "template": _templates,

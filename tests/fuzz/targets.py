@@ -46,8 +46,9 @@ from qis_edge.core.messages import (
 from qis_edge.core.packet import MAX_PACKET, Packet, unpack
 from qis_edge.core.ranges import decode_set, encode_set
 from qis_edge.keys import FleetFile
-from qis_edge.links import meshtastic_stream, serial_framing
+from qis_edge.links import meshtastic_stream, mqtt_connection, serial_framing
 from qis_edge.links.base import UP
+from qis_edge.links.mqtt_dial import BufferedSocket
 from qis_edge.links.mqtt_settings import MqttSettings
 from qis_edge.links.mqtt_topics import Topics
 from qis_edge.schema import loads
@@ -247,6 +248,37 @@ def radio(data: bytes) -> None:
     whole.lines()
 
 
+class _Wire:
+    """A socket on which a broker has said something, once."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def recv(self, size: int) -> bytes:
+        if not self._data:
+            raise BlockingIOError
+        found, self._data = self._data[:size], self._data[size:]
+        return found
+
+
+def mqtt(data: bytes) -> None:
+    """A broker's stream, as far as it is not left to paho: what is taken stood there."""
+    for mqtt5 in (False, True):
+        sock = BufferedSocket(_Wire(data), largest=4096)  # type: ignore[arg-type] # enough of one
+        client = mqtt_connection._Client(sock)
+        at = 0
+        while (found := client.take_publish(mqtt5=mqtt5)) is not None:
+            topic, payload, mid = found
+            assert topic
+            assert 1 <= mid <= 65535
+            body = len(topic).to_bytes(2) + topic + mid.to_bytes(2) + b"\0" * mqtt5 + payload
+            start = data.index(body, at)
+            assert data[at] == 0x32
+            assert start - at in (2, 3)  # the type, and one or two bytes of length
+            at = start + len(body)
+        assert at <= len(data)
+
+
 # --- the gateway -----------------------------------------------------------------------
 
 
@@ -340,6 +372,7 @@ TARGETS: dict[str, Target] = {
     "mesh": mesh,
     "serial": serial,
     "radio": radio,
+    "mqtt": mqtt,
     "hub": hub,
     "config": config,
     "template": template,

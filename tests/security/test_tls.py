@@ -11,6 +11,7 @@ import pytest
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
+from qis_edge.core.errors import LinkError
 from qis_edge.links.base import UP, Role, down, peers
 from qis_edge.links.mqtt import MqttLink
 from qis_edge.testing.links import receive_done
@@ -261,3 +262,22 @@ def test_the_page_names_what_can_be_copied() -> None:
     assert {"mosquitto.conf", "mosquitto.acl"} <= set(links)
     with contextlib.chdir(ROOT / "docs"):
         assert [name for name in links if not Path(name).exists()] == []
+
+
+@pytest.mark.parametrize("together", [False, True])
+async def test_a_key_that_others_can_read_makes_no_link(
+    authority: Authority, tmp_path: Path, together: bool
+) -> None:
+    cert, key = authority.node(NODE)
+    if together:
+        cert.write_bytes(cert.read_bytes() + key.read_bytes())
+    loose = cert if together else key
+    loose.chmod(0o644)
+    tls: dict[str, Any] = {"tls": True, "ca": authority.ca, "cert": cert}
+    own = settings(1, **tls, **({} if together else {"key": key}))
+    node = MqttLink(own, Role.NODE, SITE, NODE, name="node")
+    with pytest.raises(LinkError, match="can be read by others") as error:
+        await node.start()
+    assert error.value.hint == f"chmod 600 {loose}"
+    loose.chmod(0o600)
+    own.check_key()
