@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from qis_edge.core.errors import KeyFileError, RoutingError, UsageError
-from qis_edge.systemd_credentials import find
+from qis_edge.systemd_credentials import find, is_handed_over
 
 _SCHEME = re.compile(r"[a-z][a-z0-9.-]*(\+[a-z0-9.-]+)?")
 _WORD = re.compile(r"passw|secret|token|api_key|pwd", re.IGNORECASE)
@@ -83,7 +83,8 @@ class EngineUrl:
     def option(self, name: str, default: str | None = None) -> str | None:
         """An option's value, read from the file where one is named.
 
-        :raises RoutingError: both forms are given, or the file cannot be read.
+        :raises RoutingError: both forms are given, the file cannot be read, or others can
+            read it.
         """
         file = self.options.get(f"{name}_file")
         if file is None:
@@ -91,7 +92,9 @@ class EngineUrl:
         if name in self.options:
             raise RoutingError(f"{self}: both {name} and {name}_file are given")
         try:
-            return find(file).read_text(encoding="utf-8").strip()
+            path = find(file)
+            loose = path.stat().st_mode & 0o077 and not is_handed_over(path)
+            text = path.read_text(encoding="utf-8").strip()
         except KeyFileError as error:
             raise RoutingError(f"{self}: {name}_file: {error}", hint=error.hint) from None
         except (OSError, UnicodeDecodeError) as error:
@@ -99,6 +102,11 @@ class EngineUrl:
                 f"{self}: {name}_file cannot be read ({_first_words(error)})",
                 hint="check that it exists and who may read it",
             ) from error
+        if loose:
+            raise RoutingError(
+                f"{self}: {name}_file can be read by others", hint=f"chmod 600 {path}"
+            )
+        return text
 
     def file(self, name: str) -> str | None:
         """The path that an option names.

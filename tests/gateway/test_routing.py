@@ -198,6 +198,7 @@ def test_interests_of_one_prefix_are_one() -> None:
 def test_a_url_is_taken_apart_and_shown_without_its_secrets(tmp_path: Path) -> None:
     secret = tmp_path / "token"
     secret.write_text("s3cret\n")
+    secret.chmod(0o600)
     url = EngineUrl.parse(
         f"Kafka://us%40er:pa%3Ass@a:9092,[::1]:9093/x%20y?b=2&a=1&api_key=s3cret&token_file={secret}"
     )

@@ -255,6 +255,7 @@ async def test_a_setting_that_librdkafka_does_not_know_is_said() -> None:
 def test_settings_are_handed_on_and_secrets_are_not_shown(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("s3cret\n")
+    secret.chmod(0o600)
     url = EngineUrl.parse(
         "kafka://me:s3cret@[::1],b:1?tls=yes&ca=ca.pem&cert=c.pem&cert_key=k.pem"
         "&cert_key_password=s3cret&sasl_mechanism=PLAIN&rdkafka.socket.keepalive.enable=true"

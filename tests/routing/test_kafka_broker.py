@@ -304,6 +304,7 @@ async def test_a_group_shares_the_partitions_out(world: BrokerWorld) -> None:
 async def test_a_login_is_taken(world: BrokerWorld, broker: Broker, tmp_path: Path) -> None:
     password = tmp_path / "password"
     password.write_text("right\n")
+    password.chmod(0o600)
     url = (
         f"kafka://user@127.0.0.1:{broker.ports['SASL_PLAINTEXT']}?sasl_mechanism=PLAIN"
         f"&prefix={world.prefix}&password_file={password}"

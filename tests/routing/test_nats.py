@@ -354,6 +354,8 @@ async def test_logins(tmp_path: Path) -> None:
     pair = nkeys.from_seed(nkeys.encode_seed(b"s" * 32, nkeys.PREFIX_BYTE_USER))
     (tmp_path / "seed").write_bytes(pair.seed)
     (tmp_path / "password").write_text("pass word\n")
+    for name in ("seed", "password"):
+        (tmp_path / name).chmod(0o600)
     users = f'{{ user: gate, password: "pass word" }}, {{ nkey: {pair.public_key.decode()} }}'
     server = Nats(tmp_path / "server", f"authorization {{ users: [ {users} ] }}")
     server.start()

@@ -77,6 +77,7 @@ class QdrantWorld(RoutingWorld):
     def __init__(self, folder: Path, base: str, key: str, collection: str) -> None:
         self.folder = folder
         (folder / "key").write_text(key)
+        (folder / "key").chmod(0o600)
         self.collection = collection
         self.url = f"{base.replace('http', 'qdrant', 1)}/{collection}?timeout=20"
         if key:

@@ -462,6 +462,7 @@ PERMISSIONS = (
 async def test_a_login_of_its_own_with_no_more_than_it_needs(server: Redis, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("right\n")
+    secret.chmod(0o600)
     async with talking(server) as redis:
         await redis.execute_command("ACL", "SETUSER", "gate", "on", ">right", *PERMISSIONS)
     url = server.url("gate@", options=f"?password_file={secret}")

@@ -144,3 +144,16 @@ def test_other_files_are_held_to_their_modes(handed_over: Path, tmp_path: Path) 
     loose.chmod(0o440)
     with pytest.raises(UsageError, match="can be read by others"):
         MqttSettings(user="a", password_file=loose).read_password()
+
+
+def test_a_secret_of_an_engine_that_others_can_read_is_refused(tmp_path: Path) -> None:
+    loose = tmp_path / "password"
+    loose.write_text("secret\n")
+    loose.chmod(0o640)
+    url = EngineUrl.parse(f"redis://u@h?password_file={loose}")
+    with pytest.raises(RoutingError, match="can be read by others") as error:
+        url.option("password")
+    assert error.value.hint == f"chmod 600 {loose}"
+    assert "secret" not in str(error.value)
+    loose.chmod(0o600)
+    assert url.option("password") == "secret"
