@@ -300,6 +300,9 @@ class Node:
     async def drain(self, _: Mapping[str, Any]) -> dict[str, Any]:
         """Make no more outcomes; what is in the outbox still goes out."""
         self.sensing.stop.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOOK):
+                await self.sensing.ended.wait()
         self.uplink.drain()
         return {"draining": True}
 

@@ -119,6 +119,8 @@ class Sensing:
         self.address: bytes | None = None
         #: Set it to make no more outcomes.
         self.stop = asyncio.Event()
+        #: Is set once no more are made.
+        self.ended = asyncio.Event()
 
     async def run(self) -> None:
         """Sense until :attr:`stop`; then wait for ever."""
@@ -131,7 +133,9 @@ class Sensing:
         if self._config.synthesis.enabled:
             work.append(self._estimate())
         await until(self.stop, *work)
-        self._appended()  # what was on its way to the disk when it stopped
+        await self._disk(_nothing)  # what was on its way to the disk when it stopped is there
+        self._appended()
+        self.ended.set()
         await asyncio.Event().wait()
 
     async def _begin(self) -> None:
@@ -342,3 +346,7 @@ class Sensing:
             }
             for one in self._running
         ]
+
+
+def _nothing() -> None:
+    """To be waited for, behind what the disk has to do before."""

@@ -263,15 +263,19 @@ async def test_the_window_in_which_the_time_becomes_known_is_cut_in_two(
         untimed = stats_of(node).untimed
         assert node.clock.learn(time.time(), 1.0)
         # The readings of the old clock's window are stated by the boot's clock …
-        await until(lambda: stats_of(node).untimed == untimed + 1)
+        await until(lambda: stats_of(node).untimed > untimed)
         # … and those of the new one by the time, which goes on from there.
         await until(lambda: stats_of(node).waiting >= 2)
         own = [one.time for _, one in await node.disk(node.inbox.own)]
-        assert all(abs(when - time.time()) < 5 for when in own)
-        assert stats_of(node).made == untimed + 1 + len(own)
+        assert all(abs(when - time.time()) < 60 for when in own)
         # Sensors are read all the time, however far the clock was set back.
         reads = len(Driver.last.reads)
         await until(lambda: len(Driver.last.reads) >= reads + 2)
+        node.sensing.stop.set()
+        await node.sensing.ended.wait()
+        own = [one.time for _, one in await node.disk(node.inbox.own)]
+        stats = stats_of(node)
+        assert 0 <= stats.made - stats.untimed - len(own) <= 1  # one may not be kept yet
 
 
 async def test_a_clock_that_is_set_back_behind_a_restart_stops_nothing(
