@@ -111,3 +111,9 @@ def test_every_dependency_of_a_node_is_counted() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     words = ("no", "one", "two", "three", "four", "five", "six")
     assert f"There are {words[len(project['dependencies'])]} on a node" in PAGE
+
+
+@pytest.mark.parametrize("name", ["qis-edge", "qis-gateway"])
+def test_a_service_that_crashes_leaves_no_memory_with_keys(name: str) -> None:
+    folder = Path(__file__).parents[2] / "qis_edge" / "service" / "units"
+    assert "\nLimitCORE=0\n" in (folder / f"{name}.service").read_text()

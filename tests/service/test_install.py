@@ -131,7 +131,7 @@ def test_what_the_service_could_not_see() -> None:
         service(command=("/home/pi/qis/bin/qis-edge",)).check()
     assert "/opt/qis" in str(error.value.hint)
     with pytest.raises(QisError, match="configuration .* is in a home folder"):
-        service(config=Path("/root/c.toml")).check_places()
+        service(config=Path("/root") / "c.toml").check_places()
     with pytest.raises(QisError, match="state folder .* is in a home folder"):
         service(state=Path("/home/pi/state")).check_places()
     service().check_places()
