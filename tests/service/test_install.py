@@ -130,9 +130,9 @@ def test_what_the_service_could_not_see() -> None:
     with pytest.raises(QisError, match="is in a home folder") as error:
         service(command=("/home/pi/qis/bin/qis-edge",)).check()
     assert "/opt/qis" in str(error.value.hint)
-    with pytest.raises(QisError, match="configuration .* is in a home folder"):
+    with pytest.raises(QisError, match=r"configuration .* is in a home folder"):
         service(config=Path("/root") / "c.toml").check_places()
-    with pytest.raises(QisError, match="state folder .* is in a home folder"):
+    with pytest.raises(QisError, match=r"state folder .* is in a home folder"):
         service(state=Path("/home/pi/state")).check_places()
     service().check_places()
 
