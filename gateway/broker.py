@@ -152,7 +152,8 @@ class EmbeddedBroker:
         assert task is not None
         self._clients.add(task)
         try:
-            greeting = await asyncio.wait_for(_read_greeting(reader), _GREETING)
+            async with asyncio.timeout(_GREETING):
+                greeting = await _read_greeting(reader)
             if not _is_mqtt_311(greeting):
                 writer.write(_WRONG_PROTOCOL)
                 await writer.drain()

@@ -499,7 +499,8 @@ class MqttFeed:
                 await self._read_on(link)
             elif not self._unsorted:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._news.wait(), WAIT)
+                    async with asyncio.timeout(WAIT):
+                        await self._news.wait()
             self._put_in_order()
             self._news.clear()
         raws = [self._queue.popleft() for _ in range(min(len(self._queue), CHUNK_PACKETS))]

@@ -214,8 +214,8 @@ class NatsFeed:
             self._said = ""
             made = Client()
             try:
-                await asyncio.wait_for(
-                    made.connect(
+                async with asyncio.timeout(PATIENCE):
+                    await made.connect(
                         [server],
                         name=self._name,
                         allow_reconnect=False,
@@ -226,9 +226,7 @@ class NatsFeed:
                         ping_interval=20,
                         tls=tls,
                         **self._login,
-                    ),
-                    PATIENCE,
-                )
+                    )
                 self._inbox = _Inbox()
                 self._answers = _Answers()
                 for inbox in (self._inbox, self._answers):

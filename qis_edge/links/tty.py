@@ -70,13 +70,15 @@ async def open_tty(
     """
     opening = asyncio.get_running_loop().run_in_executor(None, _open, port, baud, find)
     try:
-        line = await asyncio.wait_for(asyncio.shield(opening), PATIENCE)
-    except (TimeoutError, asyncio.CancelledError) as error:
+        # Not wait_for: in Python 3.11 it forgets a cancellation that comes with the result.
+        await asyncio.wait([opening], timeout=PATIENCE)
+    except asyncio.CancelledError:
         opening.add_done_callback(_close_late)
-        if isinstance(error, TimeoutError):
-            raise LinkError(f"{port} does not open") from None
         raise
-    return TtyWire(line, receiver, written)
+    if not opening.done():
+        opening.add_done_callback(_close_late)
+        raise LinkError(f"{port} does not open")
+    return TtyWire(opening.result(), receiver, written)
 
 
 def _open(port: str, baud: int, find: Callable[[str], str]) -> serial.Serial:
