@@ -1,9 +1,11 @@
-"""``nats:`` – a JetStream stream of NATS servers, joined with a local view.
+"""``nats:`` – JetStream streams of NATS servers, one for each domain, joined with a local view.
 
-One stream, by default ``qis``, keeps subjects ``qis.<domain>.<rest>``: the hex of a
-fingerprint's first 8 bytes and of the other 24, so that whoever likes may subscribe to an
-address. All domains are in one stream because its sequence is then the order of the log over
-all addresses, and one number is a reader's place. What is durable when is on the page
+With ``stream=qis``, the default, a domain's packets are in the stream ``qis-<domain>``, under
+subjects ``qis.<domain>.<rest>``: the hex of a fingerprint's first 8 bytes and of the other 24,
+so that whoever likes may subscribe to an address. Domains beyond a limit share ``qis-rest``,
+with subjects ``qis.rest.<fingerprint>``. The stream ``qis`` holds no packets: its description
+names the log, and is another once something was lost. Core messages to ``qis.news`` tell of a
+stream that is new, to who is there; others look. What is durable when is on the page
 ``docs/routing/nats.md``.
 """
 
@@ -15,8 +17,8 @@ import hashlib
 import json
 import os
 import re
-import struct
-from collections.abc import AsyncIterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import nats.errors
@@ -35,7 +37,19 @@ from nats.js.api import (
 
 from gateway.routing.access import TLS_OPTIONS, hosts_of, number_of, password_of, tls_of
 from gateway.routing.base import Context, Entry
-from gateway.routing.feed import CHUNK_PACKETS, WAIT, Chunk, Position
+from gateway.routing.feed import WAIT, Chunk, Position
+from gateway.routing.nats_reading import (
+    BORN_SIZE,
+    DOMAIN_SIZE,
+    REST,
+    Reader,
+    Readers,
+    Spot,
+    Spots,
+    decode,
+    encode,
+    short,
+)
 from gateway.routing.url import EngineUrl
 from gateway.routing.view import ViewEngine
 from qis_edge.core.errors import RoutingError
@@ -44,9 +58,9 @@ EXAMPLE = "nats://127.0.0.1:4222"
 PORT = 4222
 #: Seconds that a connection and an answer may take.
 PATIENCE = 5.0
-#: Bytes of a fingerprint that are its domain.
-DOMAIN_SIZE = 8
-#: The stream takes nothing longer: a packet has 512 bytes.
+#: Seconds between looks for new streams, of which one is usually told.
+REFRESH = 5.0
+#: A stream takes nothing longer: a packet has 512 bytes.
 MAX_MESSAGE = 4096
 #: Seconds for which the server knows a packet again and takes it once.
 DUPLICATES = 120
@@ -54,49 +68,27 @@ DUPLICATES = 120
 IDLE_READER = 60
 
 _OPTIONS = (
-    *("credentials", "days", "maxlen", "nkey", "password", "replicas", "stream", "token"),
+    *("credentials", "days", "domains", "maxlen", "nkey", "password", "replicas", "stream"),
+    "token",
     *TLS_OPTIONS,
 )
 _STREAM = re.compile(r"[A-Za-z0-9_-]{1,32}")
 _DAY = 86_400
 
 
-class _Place(NamedTuple):
-    """Where a reader stands.
+class _Stream(NamedTuple):
+    """What is known of a stream.
 
-    :param born: of the log that it is a place in, 8 bytes.
-    :param seq: of the last message read.
-    :param check: of its content, 4 bytes: after a loss, another may have its number.
+    :param mark: of its making.
     """
 
-    born: bytes
-    seq: int = 0
-    check: bytes = bytes(4)
-
-    def encode(self) -> bytes:
-        return _FORM.pack(1, *self) if self.seq else b""
-
-    @classmethod
-    def decode(cls, data: bytes, born: bytes) -> _Place:
-        """The beginning, where it is a place in another log or none at all."""
-        if len(data) != _FORM.size or data[:9] != b"\x01" + born:
-            return cls(born)
-        return cls(*_FORM.unpack(data)[1:])
-
-
-_FORM = struct.Struct(">B8sQ4s")
-
-
-class _Reader(NamedTuple):
-    """A consumer on the server, and where it will go on."""
-
-    name: str
-    seq: int
-    delivered: int
+    mark: bytes
+    first: int
+    last: int
 
 
 class _ReaderLostError(Exception):
-    """The server does not know the consumer any more, or skipped something."""
+    """The server does not know a consumer any more, or skipped something."""
 
 
 class NatsFeed:
@@ -117,25 +109,30 @@ class NatsFeed:
         self._login = _login(url)
         self._tls = tls_of(url)
         self._name = f"qis-{context.name}"
-        self._stream = url.options.get("stream", "qis")
-        if not _STREAM.fullmatch(self._stream):
+        self._prefix = url.options.get("stream", "qis")
+        if not _STREAM.fullmatch(self._prefix):
             raise RoutingError(f"{self.url}: stream must be up to 32 of A-Z a-z 0-9 _ -")
         self._replicas = number_of(url, "replicas", 1, 1, 5)
         self._maxlen = number_of(url, "maxlen", 0, 1, 10**12) if "maxlen" in url.options else -1
+        self._domains = number_of(url, "domains", 64, 1, 128)
         self._days = number_of(url, "days", 0, 1, 36_500) if "days" in url.options else 0
         self._opened = False
         self._client: Client | None = None
         self._checking = asyncio.Lock()
         self._checked = False
-        self._verified = False
+        self._checks = 0
+        self._verified = 0  # after which of them the reader's place was
         self._connecting = False
         self._said = ""  # by the server, of what went wrong
         self._born = b""
-        self._sent: _Place | None = None  # of the last packet that we published
-        self._reader: _Reader | None = None
+        self._streams: dict[str, _Stream] = {}
+        self._sent: Spots = {}  # of the last packets that we published
         self._publishes = 0
-        self._inbox = _Inbox()
+        self._publishing = asyncio.Lock()
         self._answers = _Answers()
+        self._readers = Readers("")
+        self._at: Position | None = None  # where these stand
+        self._looked = 0.0
 
     # --- connecting --------------------------------------------------------------------
 
@@ -160,7 +157,7 @@ class NatsFeed:
 
     async def _disconnect(self) -> None:
         found, self._client = self._client, None
-        self._checked, self._reader = False, None
+        self._checked, self._at = False, None
         if found is not None:
             await _close(found)
 
@@ -200,10 +197,11 @@ class NatsFeed:
                 self._client = await self._connect()
             if self._checked:
                 return
-            self._verified, self._reader = False, None
-            info = await self._know_the_log()
-            if self._sent is not None and await self._lacks(self._sent, info):
-                await self._begin_anew(info)
+            self._checks, self._at = self._checks + 1, None
+            await self._know_the_log()
+            await self._look()
+            if await self._lacks(self._sent):
+                await self._begin_anew()
             self._checked = True
 
     async def _connect(self) -> Client:
@@ -227,11 +225,11 @@ class NatsFeed:
                         tls=tls,
                         **self._login,
                     )
-                self._inbox = _Inbox()
-                self._answers = _Answers()
-                for inbox in (self._inbox, self._answers):
-                    inbox.subject = made.new_inbox()
-                    await made.subscribe(f"{inbox.subject}.*", cb=inbox.take)
+                self._answers, self._readers = _Answers(), Readers(made.new_inbox())
+                self._answers.subject = made.new_inbox()
+                await made.subscribe(f"{self._answers.subject}.*", cb=self._answers.take)
+                await made.subscribe(f"{self._readers.inbox}.*", cb=self._readers.take)
+                await made.subscribe(f"{self._prefix}.news", cb=self._told)
                 self._connecting = False
                 return made
             except (nats.errors.Error, OSError, TimeoutError) as error:
@@ -247,8 +245,13 @@ class NatsFeed:
 
     async def _gone(self) -> None:
         """The connection is: nobody need wait any longer."""
-        self._inbox.give_up()
+        self._readers.news.set()
         self._answers.done.set()
+
+    async def _told(self, _: Msg) -> None:
+        """There is another stream."""
+        self._looked = 0.0
+        self._readers.news.set()
 
     @property
     def _nats(self) -> Client:
@@ -259,52 +262,113 @@ class NatsFeed:
     def _jetstream(self) -> Any:  # its types say more than they keep
         return self._nats.jetstream(timeout=PATIENCE)
 
+    # --- the streams -------------------------------------------------------------------
+
     async def _know_the_log(self) -> StreamInfo:
-        """Make the stream, if nobody has."""
+        """Make the stream that names it, if nobody has."""
+        info = await self._stream_of(self._prefix, f"{self._prefix}.log", 1)
+        made = f"{info.created} {info.config.description}".encode()
+        born = hashlib.sha256(made).digest()[:BORN_SIZE]
+        if born != self._born:
+            self._sent = {}
+        self._born = born
+        return info
+
+    async def _stream_of(
+        self, name: str, subject: str, max_msgs: int, max_age: int = 0
+    ) -> StreamInfo:
+        """A stream, made if nobody has.
+
+        :raises RoutingError: it is somebody else's.
+        """
         stream = self._jetstream()
         try:
-            info = await stream.stream_info(self._stream)
+            info = await stream.stream_info(name)
         except nats.js.errors.NotFoundError:
-            await stream.add_stream(
-                StreamConfig(
-                    name=self._stream,
-                    description=f"packets of a fleet; log {os.urandom(8).hex()}",
-                    subjects=[f"{self._stream}.*.*"],
-                    storage=StorageType.FILE,
-                    discard=DiscardPolicy.OLD,
-                    num_replicas=self._replicas,
-                    max_age=self._days * _DAY,
-                    max_msgs=self._maxlen,
-                    max_msg_size=MAX_MESSAGE,
-                    duplicate_window=DUPLICATES,
+            with contextlib.suppress(nats.js.errors.BadRequestError):  # somebody was quicker
+                await stream.add_stream(
+                    StreamConfig(
+                        name=name,
+                        description=f"packets of a fleet; log {os.urandom(8).hex()}",
+                        subjects=[subject],
+                        storage=StorageType.FILE,
+                        discard=DiscardPolicy.OLD,
+                        num_replicas=self._replicas,
+                        max_msg_size=MAX_MESSAGE,
+                        duplicate_window=DUPLICATES,
+                        max_msgs=max_msgs,
+                        max_age=max_age,
+                    )
                 )
-            )
-            info = await stream.stream_info(self._stream)
-        if f"{self._stream}.*.*" not in (info.config.subjects or ()):
+            info = await stream.stream_info(name)
+        if subject not in (info.config.subjects or ()):
             raise RoutingError(
-                f"{self.url}: the stream {self._stream} has other subjects than ours",
+                f"{self.url}: the stream {name} has other subjects than ours",
                 hint="choose another stream=",
             )
-        made = f"{info.created} {info.config.description}".encode()
-        born = hashlib.sha256(made).digest()[:8]
-        if born != self._born:
-            self._sent = None
-        self._born = born
         return info  # type: ignore[no-any-return]  # see _jetstream
 
-    async def _lacks(self, place: _Place, info: StreamInfo) -> bool:
-        """Whether the log does not have the packet that it once had there, though it has not
-        been trimmed up to it: it has lost its end since."""
-        if place.seq < info.state.first_seq and place.seq <= info.state.last_seq:
+    async def _look(self) -> None:
+        """See which streams there are; of those that are new, what they hold."""
+        self._looked = time.monotonic()
+        names: list[str] = []
+        while True:
+            request = {"subject": f"{self._prefix}.>", "offset": len(names)}
+            answer = await self._nats.request(
+                "$JS.API.STREAM.NAMES", json.dumps(request).encode(), timeout=PATIENCE
+            )
+            page = json.loads(answer.data)
+            names += page.get("streams") or ()
+            if not page.get("streams") or len(names) >= page.get("total", 0):
+                break
+        ours = re.compile(rf"{re.escape(self._prefix)}-([0-9a-f]{{{2 * DOMAIN_SIZE}}}|{REST})")
+        there = {found[1] for name in names if (found := ours.fullmatch(name))}
+        if self._prefix not in names or self._streams.keys() - there:
+            self._checked = False  # it has lost something
+        self._streams = {name: known for name, known in self._streams.items() if name in there}
+        await self._inspect(there if not self._checked else there - self._streams.keys())
+
+    async def _inspect(self, names: Iterable[str]) -> int:
+        """See what is in these; how many messages."""
+        stream = self._jetstream()
+        total = 0
+        wanted = sorted(names)
+        infos = (stream.stream_info(f"{self._prefix}-{name}") for name in wanted)
+        for name, info in zip(wanted, await asyncio.gather(*infos), strict=True):
+            self._streams[name] = _known(info)
+            total += info.state.messages
+        return total
+
+    async def _make(self, names: Iterable[str]) -> None:
+        for name in names:
+            info = await self._stream_of(
+                f"{self._prefix}-{name}",
+                f"{self._prefix}.{name}.*",
+                self._maxlen,
+                self._days * _DAY,
+            )
+            self._streams[name] = _known(info)
+        await self._nats.publish(f"{self._prefix}.news", b"")
+
+    async def _lacks(self, spots: Spots) -> bool:
+        """Whether the log does not have a packet that it once had there, though it has not
+        been trimmed up to it: it has lost it since."""
+        return any(await asyncio.gather(*(self._lost(*item) for item in spots.items())))
+
+    async def _lost(self, name: str, spot: Spot) -> bool:
+        known = self._streams.get(name)
+        if known is None or known.mark != spot.mark:
+            return True
+        if spot.seq < known.first and spot.seq <= known.last:
             return False
         try:
-            found = await self._jetstream().get_msg(self._stream, place.seq)
+            found = await self._jetstream().get_msg(f"{self._prefix}-{name}", spot.seq)
         except nats.js.errors.NotFoundError:
             return True
-        return _check_of(found.data or b"") != place.check
+        return short(found.data or b"") != spot.check
 
-    async def _begin_anew(self, info: StreamInfo) -> None:
-        """The log has lost its end: rename it, unless somebody has by now."""
+    async def _begin_anew(self) -> None:
+        """The log has lost something: rename it, unless somebody has by now."""
         known = self._born
         info = await self._know_the_log()
         if self._born == known:
@@ -319,16 +383,23 @@ class NatsFeed:
         await self._check()
         if not entries:
             return
-        async with self._reaching():
+        async with self._publishing, self._reaching():
+            names = [self._name_of(entry) for entry in entries]
+            if missing := dict.fromkeys(name for name in names if name not in self._streams):
+                await self._make(missing)
+            marks = {name: self._streams[name].mark for name in names}
             answers = self._answers
             self._publishes += 1
-            answers.expect(self._publishes, len(entries))
-            for number, entry in enumerate(entries):
+            answers.expect(self._publishes, names)
+            for number, (name, entry) in enumerate(zip(names, entries, strict=True)):
                 await self._nats.publish(
-                    self._subject(entry.fingerprint),
+                    self._subject(name, entry),
                     entry.raw,
                     f"{answers.subject}.{self._publishes}-{number}",
-                    {"Nats-Msg-Id": entry.id.hex(), "Nats-Expected-Stream": self._stream},
+                    {
+                        "Nats-Msg-Id": entry.id.hex(),
+                        "Nats-Expected-Stream": f"{self._prefix}-{name}",
+                    },
                 )
             while answers.waiting:
                 before = answers.waiting
@@ -340,127 +411,116 @@ class NatsFeed:
             if answers.problem:
                 self._checked = False
                 raise RoutingError(f"{self.url}: {answers.problem}")
-        self._sent = _Place(self._born, answers.last, _check_of(entries[answers.which].raw))
+            for name, (seq, which) in answers.last.items():
+                self._sent[name] = Spot(marks[name], seq, short(entries[which].raw))
 
-    def _subject(self, fingerprint: bytes) -> str:
-        address = fingerprint.hex()
-        return f"{self._stream}.{address[: 2 * DOMAIN_SIZE]}.{address[2 * DOMAIN_SIZE :]}"
+    def _name_of(self, entry: Entry) -> str:
+        """Of its stream: its domain's, while the limit allows for one."""
+        name = entry.fingerprint[:DOMAIN_SIZE].hex()
+        return name if name in self._streams or len(self._streams) < self._domains else REST
+
+    def _subject(self, name: str, entry: Entry) -> str:
+        address = entry.fingerprint.hex()
+        rest = address if name == REST else address[2 * DOMAIN_SIZE :]
+        return f"{self._prefix}.{name}.{rest}"
 
     # --- reading -----------------------------------------------------------------------
 
     async def fetch(self, after: Position) -> Chunk:
-        """See :class:`gateway.routing.feed.Feed`. In the order of the log."""
+        """See :class:`gateway.routing.feed.Feed`. In the order of the log, within a domain.
+
+        What has come while something is being published is given once that is done: the
+        view then has that already, in the order in which it was deposited.
+        """
+        deadline = time.monotonic() + WAIT
         for _ in range(3):
             await self._check()
             async with self._reaching():
-                place = _Place.decode(after, self._born)
-                if not self._verified:
-                    place = await self._verify(place)
-                    self._verified = True
+                spots = await self._verify(decode(after, self._born))
                 try:
-                    return await self._read(place)
+                    await self._wait(after, spots, deadline)
                 except _ReaderLostError:
                     self._checked = False
-        raise RoutingError(f"{self.url}: the stream cannot be read")
+                    continue
+            async with self._publishing:
+                readers = self._readers
+                raws = readers.chunk(spots)
+                self._at = encode(self._born, spots)
+                return Chunk(raws, self._at, readers.end)
+        raise RoutingError(f"{self.url}: the streams cannot be read")
 
-    async def _verify(self, place: _Place) -> _Place:
-        if place.seq:
-            info = await self._jetstream().stream_info(self._stream)
-            if await self._lacks(place, info):
-                await self._begin_anew(info)
-                return _Place(self._born)
-        return place
+    async def _verify(self, spots: Spots) -> Spots:
+        if (checks := self._checks) != self._verified:
+            if await self._lacks(spots):
+                await self._begin_anew()
+                spots = {}
+            self._verified = checks
+        return spots
 
-    async def _read(self, place: _Place) -> Chunk:
-        reader, self._reader = self._reader, None  # it is lost if this is cancelled
-        if reader is None or reader.seq != place.seq:
-            reader = await self._make_reader(place)
-        messages = await self._ask(reader, {"batch": CHUNK_PACKETS, "no_wait": True})
-        if not messages:
-            waiting = {"batch": 1, "expires": int(WAIT * 0.9e9)}
-            messages = await self._ask(reader, waiting)
-            if messages:
-                messages += await self._ask(reader, {"batch": CHUNK_PACKETS, "no_wait": True})
-        seq, delivered, pending = reader.seq, reader.delivered, 0
-        for message in messages:
-            meta = message.metadata
-            delivered += 1
-            if meta.sequence.consumer != delivered or meta.sequence.stream <= seq:
+    async def _wait(self, after: Position, spots: Spots, deadline: float) -> None:
+        """Until something has come, or for as long as a fetch waits.
+
+        :raises _ReaderLostError: begin again.
+        """
+        readers = self._readers
+        if self._at is None or after != self._at:
+            readers.forget()
+            self._at = after
+        while True:
+            readers.news.clear()
+            if time.monotonic() - self._looked >= REFRESH:
+                await self._look()
+                if not self._checked:
+                    raise _ReaderLostError
+            missing = [name for name in self._streams if name not in readers]
+            made = [
+                self._make_reader(readers, name, self._streams[name].mark, spots.get(name))
+                for name in missing
+            ]
+            await asyncio.gather(*made)
+            await readers.ask(self._nats)
+            if not self._nats.is_connected:
+                raise nats.errors.ConnectionClosedError
+            if readers.broken:
                 raise _ReaderLostError
-            seq, pending = meta.sequence.stream, meta.num_pending
-        self._reader = _Reader(reader.name, seq, delivered)
-        if messages:
-            place = _Place(self._born, seq, _check_of(messages[-1].data))
-        return Chunk(tuple(message.data for message in messages), place.encode(), not pending)
+            left = deadline - time.monotonic()
+            if readers.waiting or left <= 0:
+                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await readers.news.wait()
 
-    async def _make_reader(self, place: _Place) -> _Reader:
+    async def _make_reader(
+        self, readers: Readers, name: str, mark: bytes, spot: Spot | None
+    ) -> None:
+        stream = f"{self._prefix}-{name}"
+        seq = spot.seq if spot is not None else 0
         made = await self._jetstream().add_consumer(
-            self._stream,
+            stream,
             ConsumerConfig(
                 deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
-                opt_start_seq=place.seq + 1,
+                opt_start_seq=seq + 1,
                 ack_policy=AckPolicy.NONE,
                 inactive_threshold=IDLE_READER,
                 num_replicas=1,
                 mem_storage=True,
             ),
         )
-        return _Reader(made.name, place.seq, 0)
-
-    async def _ask(self, reader: _Reader, request: Mapping[str, object]) -> list[Msg]:
-        """What the consumer gives for one request."""
-        inbox = self._inbox
-        inbox.expect(int(str(request["batch"])))
-        await self._nats.publish(
-            f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{reader.name}",
-            json.dumps(dict(request)).encode(),
-            f"{inbox.subject}.0",
-        )
-        async with asyncio.timeout(PATIENCE + WAIT):
-            await inbox.done.wait()
-        if not self._nats.is_connected:
-            raise nats.errors.ConnectionClosedError
-        if inbox.status not in ("", "404", "408"):  # none there, none came
-            raise _ReaderLostError
-        return inbox.messages
+        reader = Reader(readers.number(), stream, made.name, mark, seq)
+        reader.pending = made.num_pending or 0
+        readers.add(name, reader)
 
     async def size(self) -> int | None:
         """See :class:`gateway.routing.feed.Feed`."""
         await self._check()
         async with self._reaching():
-            info = await self._jetstream().stream_info(self._stream)
-            return int(info.state.messages)
+            await self._look()
+            return await self._inspect(self._streams)
 
 
-class _Inbox:
-    """Collects what a request is answered with."""
-
-    def __init__(self) -> None:
-        self.subject = ""
-        self.done = asyncio.Event()
-        self.messages: list[Msg] = []
-        self.status = ""
-        self._wanted = 0
-
-    def expect(self, count: int) -> None:
-        self.done.clear()
-        self.messages, self.status, self._wanted = [], "", count
-
-    def give_up(self) -> None:
-        self.status = "gone"
-        self.done.set()
-
-    async def take(self, message: Msg) -> None:
-        """Called by the client, in order."""
-        status = (message.headers or {}).get("Status", "")
-        if status and not message.data:
-            if status != "100":  # a heartbeat
-                self.status = status
-                self.done.set()
-            return
-        self.messages.append(message)
-        if len(self.messages) >= self._wanted:
-            self.done.set()
+def _known(info: StreamInfo) -> _Stream:
+    made = short(f"{info.created} {info.config.description}")
+    return _Stream(made, info.state.first_seq, info.state.last_seq)
 
 
 class _Answers:
@@ -471,14 +531,16 @@ class _Answers:
         self.done = asyncio.Event()
         self.waiting = 0
         self.problem = ""
-        self.last = 0  # the highest number given, and to which of them
-        self.which = 0
+        #: The highest number that each stream gave, and to which of them.
+        self.last: dict[str, tuple[int, int]] = {}
+        self._names: Sequence[str] = ()
         self._publish = 0
 
-    def expect(self, publish: int, count: int) -> None:
+    def expect(self, publish: int, names: Sequence[str]) -> None:
+        """One for each message, of the stream that is named so."""
         self.done.clear()
-        self._publish, self.waiting = publish, count
-        self.problem, self.last, self.which = "", 0, 0
+        self._publish, self._names, self.waiting = publish, names, len(names)
+        self.problem, self.last = "", {}
 
     async def take(self, message: Msg) -> None:
         """Called by the client."""
@@ -491,10 +553,11 @@ class _Answers:
             answer = {}
         seq = answer.get("seq") if isinstance(answer, dict) else None
         problem = answer.get("error") if isinstance(answer, dict) else None
+        name = self._names[int(number)]
         if problem or not isinstance(seq, int):
             self.problem = str((problem or {}).get("description") or "there is no such stream")
-        elif seq > self.last:
-            self.last, self.which = seq, int(number)
+        elif seq > self.last.get(name, (0, 0))[0]:
+            self.last[name] = (seq, int(number))
         self.waiting -= 1
         if not self.waiting:
             self.done.set()
@@ -530,7 +593,3 @@ def _login(url: EngineUrl) -> dict[str, Any]:
     if len(found) - bool(url.user) > 1:
         raise RoutingError(f"{url}: give one login: user, token, nkey or credentials")
     return found
-
-
-def _check_of(raw: bytes) -> bytes:
-    return hashlib.sha256(raw).digest()[:4]

@@ -61,7 +61,7 @@ class Server:
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline and self.process.poll() is None:
             if self.ready():
                 return
@@ -81,6 +81,15 @@ class Server:
         """SIGSTOP: its connections stay open and nobody answers."""
         assert self.process is not None
         self.process.send_signal(signal.SIGSTOP)
+        deadline = time.monotonic() + 60
+        while not self._stopped() and time.monotonic() < deadline:
+            time.sleep(0.005)
+
+    def _stopped(self) -> bool:
+        """Whether all of its threads are."""
+        assert self.process is not None
+        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/stat")
+        return all(task.read_text().rpartition(") ")[2].startswith("T") for task in tasks)
 
     def resume(self) -> None:
         """Let a paused one go on."""
