@@ -343,12 +343,14 @@ _STRUCTURES = {
 #: Where the address of a packet may begin: behind the heads of the payload, of its array
 #: and of the fingerprint itself, which take 2 or 3, 1 and 2 bytes.
 FINGERPRINT_AT = (_KID_END + 5, _KID_END + 6)
+#: What has fewer bytes lacks one of the parts that have a fixed place.
+LEAST = FINGERPRINT_AT[0] + FINGERPRINT_SIZE + _TAIL
 
 
 def is_framed(raw: bytes) -> bool:
     """Whether bytes begin as a packet does. Of what was a packet when it was written, and
     is read back from a disk that may have failed."""
-    return raw[:9] in HEADS
+    return len(raw) >= LEAST and raw[:9] in HEADS
 
 
 def framed_id(raw: bytes) -> bytes | None:

@@ -30,6 +30,7 @@ from gateway.database import GatewayDatabase
 from gateway.routing.base import (
     ALL_BITS,
     HEADS,
+    LEAST,
     Context,
     EngineStatus,
     Entry,
@@ -622,7 +623,7 @@ def _entries_of_ours(rows: Sequence[Sequence[Any]]) -> list[Entry] | None:
     try:
         if tuple(map(_STORED_OF, map(_DIGEST_OF, map(hashlib.sha256, raws)))) != stored:
             return None
-        if not HEADS.issuperset(map(_HEAD_OF, raws)):
+        if not HEADS.issuperset(map(_HEAD_OF, raws)) or min(map(len, raws)) < LEAST:
             return None
     except TypeError:  # is not bytes
         return None

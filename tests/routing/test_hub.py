@@ -178,13 +178,13 @@ async def test_polls_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     async with serving(tmp_path) as (hub, place):
         held = [asyncio.create_task(ask(place, "/v1/follow", body)) for _ in range(2)]
         use = hub._use(module.Client("base", True))
-        await eventually(lambda: use.polls == 2, 5)
+        await eventually(lambda: use.polls == 2, 60)
         assert (await ask(place, "/v1/follow", body))[0] == 429
         for task in held:
             task.cancel()
         await asyncio.gather(*held, return_exceptions=True)
         # Who hangs up holds nothing.
-        await eventually(lambda: use.polls == 0, 5)
+        await eventually(lambda: use.polls == 0, 60)
 
 
 async def test_a_poll_that_comes_late_is_not_held_back(
@@ -213,7 +213,7 @@ async def test_strangers_have_little_time_and_little_room(
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(sent)
             with contextlib.suppress(ConnectionResetError):
-                assert await asyncio.wait_for(reader.read(), 5) == b""
+                assert await asyncio.wait_for(reader.read(), 60) == b""
             writer.close()
     monkeypatch.setattr(module, "STRANGE", 15.0)
     monkeypatch.setattr(module, "MAX_CONNECTIONS", 4)
@@ -235,7 +235,7 @@ async def test_a_body_that_does_not_come_is_not_waited_for(
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         head = f"Host: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 9\r\n\r\n"
         writer.write(f"POST /v1/deposit HTTP/1.1\r\n{head}abc".encode())
-        assert b" 408 " in await asyncio.wait_for(reader.readline(), 5)
+        assert b" 408 " in await asyncio.wait_for(reader.readline(), 60)
         writer.close()
 
 
@@ -281,7 +281,7 @@ async def test_what_expired_goes_unless_it_is_kept(tmp_path: Path, keep: bool) -
         async def settled() -> bool:
             return bool(await engine.query(EVERYTHING) == ([fresh, old] if keep else [fresh]))
 
-        await eventually(settled, 5)  # it looks when it starts
+        await eventually(settled, 60)  # it looks when it starts
 
 
 async def test_an_engine_that_is_away_is_said(tmp_path: Path) -> None:
@@ -333,11 +333,11 @@ async def test_hubs_make_a_tree(tmp_path: Path) -> None:
         client(f"{top}?token={READER}") as other,
     ):
         subscription = leaf.follow(frozenset([Interest(ADDRESS)]))
-        await collect(subscription, 0, 10, live=True)
+        await collect(subscription, 0, 60, live=True)
         entries = [make_entry(number) for number in range(5)]
         assert await leaf.deposit(entries) == 5
         assert await other.query(Interest(ADDRESS)) == entries[::-1]
-        batches = await collect(subscription, 5, 10)
+        batches = await collect(subscription, 5, 60)
         assert entries_of(batches) == entries
         assert len(batches[-1].cursor) <= MAX_CURSOR
         assert await leaf.cursor() == await other.cursor()
@@ -422,9 +422,9 @@ async def test_what_was_not_asked_for_is_dropped_and_counted() -> None:
         assert await engine.query(Interest(ADDRESS), since=GOOD.time + 1) == []
         assert await engine.query(Interest(ADDRESS), confidence=99) == []
         subscription = engine.follow(frozenset([Interest(ADDRESS)]))
-        assert entries_of(await collect(subscription, 1, 5)) == [GOOD]
+        assert entries_of(await collect(subscription, 1, 60)) == [GOOD]
         with pytest.raises(RoutingError, match="does not move on"):
-            await collect(subscription, 1, 5)
+            await collect(subscription, 1, 60)
         await subscription.close()
 
 
@@ -535,18 +535,18 @@ async def test_a_hub_ends_in_good_order_with_polls_under_way(tmp_path: Path) -> 
     try:
         async with client(hub.url) as engine:
             subscription = engine.follow(frozenset([EVERYTHING]))
-            await collect(subscription, 0, 10, live=True)
+            await collect(subscription, 0, 60, live=True)
             waiting = asyncio.ensure_future(anext(aiter(subscription)))
             await asyncio.sleep(0.2)  # it is held back over there
             began = time.monotonic()
             assert await asyncio.to_thread(hub.stop) == 0
-            assert time.monotonic() - began < 8
+            assert time.monotonic() - began < 20  # the poll would be held for longer
             with pytest.raises(RoutingError):
-                await asyncio.wait_for(waiting, 10)
+                await asyncio.wait_for(waiting, 60)
             await asyncio.to_thread(hub.start)
             fresh = make_entry(9, time=int(time.time()))
             await engine.deposit([fresh])
-            assert entries_of(await collect(subscription, 1, 10)) == [fresh]
+            assert entries_of(await collect(subscription, 1, 60)) == [fresh]
             await subscription.close()
         assert "Traceback" not in hub.log()
     finally:

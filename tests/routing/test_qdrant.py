@@ -137,7 +137,7 @@ def asked(caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest) -> I
 
 @pytest.mark.usefixtures("asked")
 class TestQdrant(DurableConformance, MediumConformance, SpoolConformance, LoginConformance):
-    patience = 30.0
+    patience = 60.0
 
     @pytest.fixture(autouse=True)
     def on(self, double: Double) -> None:
@@ -170,7 +170,7 @@ class TestQdrantUrl(UrlConformance):
 @pytest.mark.usefixtures("asked")
 @pytest.mark.skipif(not SERVER, reason="QDRANT_URL names no server to test with")
 class TestQdrantServer(DurableConformance, MediumConformance):
-    patience = 30.0
+    patience = 60.0
 
     @contextlib.asynccontextmanager
     async def world(self, folder: Path) -> AsyncIterator[RoutingWorld]:
@@ -204,7 +204,7 @@ async def opened(world: RoutingWorld, gateway: str = "gateway") -> AsyncIterator
 
 async def follow(engine: RoutingLayer, count: int) -> list[Entry]:
     subscription = engine.follow(frozenset([EVERYTHING]))
-    batches = await collect(subscription, count, 15)
+    batches = await collect(subscription, count, 60)
     await subscription.close()
     return [entry for batch in batches for entry in batch.entries]
 
@@ -333,7 +333,7 @@ async def test_strangers_where_the_view_never_looks_are_counted_when_a_query_mee
         await engine.deposit([real])
         assert await follow(engine, 1) == [real]
         # It has looked at what is of today, so that it will look at nothing older.
-        await eventually(functools.partial(_has_looked, engine), 30)
+        await eventually(functools.partial(_has_looked, engine), 60)
         for number in range(2, 6):
             point = {
                 "id": str(UUID(int=number)),
@@ -378,7 +378,7 @@ async def test_a_collection_that_was_lost_is_filled_again(world: DoubleWorld) ->
                 return engine.incarnation != born
             return False
 
-        await eventually(deposited, 15)
+        await eventually(deposited, 60)
         async with opened(world, "there") as there:
             assert set(await there.query(EVERYTHING)) == {*entries, make_entry(9)}
 

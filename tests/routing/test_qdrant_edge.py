@@ -242,7 +242,7 @@ async def test_numbers_are_used_once_even_after_all_expired(tmp_path: Path) -> N
         fresh = [make_entry(number) for number in range(20, 30)]
         await engine.deposit(fresh)
         subscription = engine.follow(frozenset([EVERYTHING]), cursor)
-        assert entries_of(await collect(subscription, 10, 15)) == fresh
+        assert entries_of(await collect(subscription, 10, 60)) == fresh
         await subscription.close()
 
 
@@ -255,7 +255,7 @@ async def test_a_shard_that_was_begun_anew_says_so(tmp_path: Path) -> None:
         assert engine.incarnation != born
         await engine.deposit([make_entry(number) for number in range(9)])
         subscription = engine.follow(frozenset([EVERYTHING]), cursor)
-        assert len(entries_of(await collect(subscription, 9, 15))) == 9
+        assert len(entries_of(await collect(subscription, 9, 60))) == 9
         await subscription.close()
 
 
