@@ -270,7 +270,8 @@ def _after(head: bytes, reader: asyncio.StreamReader) -> Any:
 
 async def _shut_down(broker: Any) -> None:
     with _no_warnings(), contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(broker.shutdown(), _STOP)
+        async with asyncio.timeout(_STOP):
+            await broker.shutdown()
 
 
 @contextlib.contextmanager

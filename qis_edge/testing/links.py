@@ -474,11 +474,11 @@ class LinkConformance(ABC):
         await gateway.close()
         await gateway.close()
         with pytest.raises(LinkError):
-            await asyncio.wait_for(waiting, 1)
+            await asyncio.wait_for(waiting, self.patience)
         with pytest.raises(LinkError):
-            await asyncio.wait_for(gateway.receive(), 1)
-        await asyncio.wait_for(change, 1)
-        await asyncio.wait_for(gateway.changed(), 1)
+            await asyncio.wait_for(gateway.receive(), self.patience)
+        await asyncio.wait_for(change, self.patience)
+        await asyncio.wait_for(gateway.changed(), self.patience)
         assert not gateway.up
         assert gateway.room == 0
         with pytest.raises(LinkError):
@@ -492,7 +492,7 @@ class LinkConformance(ABC):
         await asyncio.sleep(self.quiet)
         assert gateway.stats.frames_in == 1
         await gateway.close()
-        received = await asyncio.wait_for(gateway.receive(), 1)
+        received = await asyncio.wait_for(gateway.receive(), self.patience)
         assert received.data == b"frame"
         await gateway.done(received)
 
@@ -509,7 +509,7 @@ class LinkConformance(ABC):
         node, gateway = await links.pair()
         await links.world.fail()
         await until_down(node, gateway, seconds=self.patience)
-        await asyncio.wait_for(node.close(), 5)
+        await asyncio.wait_for(node.close(), self.patience)
 
     # What it counts.
 
