@@ -302,7 +302,7 @@ async def test_an_engine_that_is_away_is_said(tmp_path: Path) -> None:
                 return bool(await engine.deposit([make_entry(1)]))
             return False
 
-        await eventually(deposited, 10)
+        await eventually(deposited, 60)
 
 
 async def test_an_engine_that_lost_everything_is_noticed(tmp_path: Path) -> None:
@@ -562,7 +562,7 @@ async def test_a_signal_has_it_read_its_tokens_again(tmp_path: Path) -> None:
         assert hub.process is not None
         hub.tokens.write_text("nonsense\n")
         hub.process.send_signal(signal.SIGHUP)
-        await eventually(lambda: "line 1" in hub.log(), 10)
+        await eventually(lambda: "line 1" in hub.log(), 60)
         assert (await ask(place, "/v1/status"))[0] == 200
         hub.tokens.write_text(f"base {other}\n")
         hub.process.send_signal(signal.SIGHUP)
@@ -570,7 +570,7 @@ async def test_a_signal_has_it_read_its_tokens_again(tmp_path: Path) -> None:
         async def changed() -> bool:
             return (await ask(place, "/v1/status", token=other))[0] == 200
 
-        await eventually(changed, 10)
+        await eventually(changed, 60)
         assert (await ask(place, "/v1/status"))[0] == 401
         assert other not in hub.log()
     finally:
