@@ -15,8 +15,9 @@ from qis_edge.schema.text import toml
 from qis_edge.schema.toml import Document, KeyPath
 from qis_edge.terminal import table
 
-#: Of a URL, wherever it stands in a value: what begins its password, and the password.
-_PASSWORD = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^/?#\s:@]*:)[^/?#\s@]+(?=@)")
+#: Of a URL, wherever it stands in a value: what begins its password, and the password, which
+#: may have in it what should have been written as %40 or %2F.
+_PASSWORD = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^/?#\s:@]*:)\S+(?=@)")
 _OPTION = re.compile(
     r"(?i)([?&][^=&\s]*(?:pass|secret|token|key|credential|auth|pwd)[^=&\s]*=)[^&\s]+"
 )

@@ -45,7 +45,7 @@ def test_show_says_what_is_set_and_where(ready: Site, monkeypatch: pytest.Monkey
 def test_show_leaves_secrets_out(ready: Site) -> None:
     text = ready.gateway_config.read_text()
     line = next(one for one in text.splitlines() if one.startswith("#engines"))
-    urls = ["redis://app:hunter2@host/0", "nats://h?token=hunter3", "sqlite:a.db"]
+    urls = ["redis://app:hunter2@host/0", "nats://h?token=hunter3", "redis://b:x@hunter5/y@h"]
     text = text.replace(line, f"engines = {urls}".replace("'", '"'))
     ready.gateway_config.write_text(text)
     assert "hunter2" in str(tomllib.loads(text))
