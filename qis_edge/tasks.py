@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import faulthandler
+import gc
 import logging
 import signal
 from collections.abc import Awaitable, Callable, Coroutine
@@ -49,6 +50,9 @@ def run_daemon(serve: Callable[[asyncio.Event], Awaitable[None]]) -> int:
         # What systemd's watchdog ends says where it hung; unless there is no standard error.
         with contextlib.suppress(OSError, ValueError, AttributeError):
             faulthandler.enable()
+    # What was imported is no garbage. To look through it, with all the rest, every now and then
+    # would hold up the loop, for tens of milliseconds on a small machine.
+    gc.freeze()
     try:
         asyncio.run(main())
     except QisError:
