@@ -6,8 +6,9 @@ an hour takes them ten seconds. Four share a situation and hear each other. The 
 process of its own, with its files on the disk; those of the nodes are in memory, where that
 can be had, for two hundred nodes have two hundred cards.
 
-Before that a node brings ``WARM`` packets of a long absence: the gateway's caches are then as
-large as they become, and what still grows is a leak.
+Before that, ``ABSENT`` nodes bring ``WARM`` packets of a long absence, and the broker is started
+again once: the gateway's caches and buffers are then about as large as they become (the routing
+database may keep 32 MiB of pages), and what still grows is a leak.
 
 In the middle third the broker is killed and started again, and every few seconds a node is
 switched off and on. Then, for a sixth of the time, a node of the fleet whose key was stolen
@@ -34,7 +35,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ from qis_edge.keys import read_key
 from qis_edge.node.runtime import Node
 from qis_edge.store.forms import Answer
 from tests.bench import report
-from tests.bench.node_memory import memory
+from tests.bench.node import memory
 from tests.loop.site import EPOCH, Site, deposited, made_and_held, spool_of, stats_of
 from tests.mosquitto import MOSQUITTO, Mosquitto, free_port
 
@@ -60,8 +61,8 @@ EACH, TOGETHER = 50, 4
 PACE = 10.0
 #: Frames a second of the node that floods, and how many different packets it has.
 FLOOD, FLOOD_PACKETS = 3000, 5000
-#: Packets before the time begins, and how many a second.
-WARM, WARM_RATE = 40_000, 1500
+#: Packets before the time begins, how many a second, and of how many nodes.
+WARM, WARM_RATE, ABSENT = 120_000, 3000, 8
 PATIENCE = 180.0
 SITE = "test"
 WEATHER = Domain.load("weather")
@@ -170,25 +171,25 @@ class Crowd:
 # --- the node that floods ------------------------------------------------------------------
 
 
-def flood(port: int, seed: bytes, rate: float, seconds: float, different: int) -> None:
-    """Publish good packets, so many different ones in turn, heeding nobody; prints how many
-    were sent."""
-    who = Identity.from_seed(seed)
+def flood(port: int, seeds: list[bytes], rate: float, seconds: float, different: int) -> None:
+    """Publish good packets of these nodes in turn, so many different ones of each, heeding
+    nobody; prints how many were sent."""
     address = WEATHER.situation(climate="cfa", terrain="coast", season="autumn").fingerprint
-    store = os.urandom(4)
-    frames = [
-        pack(
-            [Outcome(EPOCH - different + number, results={"temperature": 20.0})],
-            identity=who,
-            fingerprint=address,
-            store=store,
-            sequence=number,
-            ttl=24 * 365,
-            domain=WEATHER,
-        ).raw
-        for number in range(different)
-    ]
-    topic = f"qis/v1/{SITE}/up/{who.kid.hex()}".encode()
+    frames: list[tuple[bytes, bytes]] = []
+    for who in map(Identity.from_seed, seeds):
+        topic, store = f"qis/v1/{SITE}/up/{who.kid.hex()}".encode(), os.urandom(4)
+        for number in range(different):
+            packet = pack(
+                [Outcome(EPOCH - different + number, results={"temperature": 20.0})],
+                identity=who,
+                fingerprint=address,
+                store=store,
+                sequence=number,
+                ttl=24 * 365,
+                domain=WEATHER,
+            )
+            frames.append((topic, packet.raw))
+    frames = [frames[n] for start in range(different) for n in range(start, len(frames), different)]
     with socket.create_connection(("127.0.0.1", port)) as connection:
         name = b"flooder"
         body = b"\x00\x04MQTT\x04\x02\x00\x00" + len(name).to_bytes(2, "big") + name
@@ -208,7 +209,7 @@ def flood(port: int, seed: bytes, rate: float, seconds: float, different: int) -
             connection.settimeout(5)
             connection.sendall(
                 b"".join(
-                    _publish(topic, frames[number % different], number % 65_535 + 1)
+                    _publish(*frames[number % len(frames)], number % 65_535 + 1)
                     for number in range(sent, sent + min(due, 200))
                 )
             )
@@ -287,11 +288,12 @@ class Run:
         for name in self.names:
             here.node_config(name, sensor="Steady", extra='[outbox]\nttl = "365d"\n')
             kids.append(read_key(here.state(name) / "node.key").kid)
-        self.hostile, self.absent = Identity.generate(), Identity.generate()
+        self.hostile = Identity.generate()
+        self.absent = [Identity.generate() for _ in range(ABSENT)]
         identity = read_key(here.state("base") / "gateway.key")
         fleet = Fleet(here.state("base") / "fleet.db", here.root.public)
-        for who, name in ((self.hostile, "hostile"), (self.absent, "absent")):
-            fleet.approve_enrolment(Enrolment.make(who, name), identity, time.time())
+        for number, who in enumerate([self.hostile, *self.absent]):
+            fleet.approve_enrolment(Enrolment.make(who, f"other{number}"), identity, time.time())
         fleet.close()
         for start in range(0, len(self.names), self.plan.each):
             self.crowds.append(self.crowd(self.names[start : start + self.plan.each]))
@@ -350,7 +352,7 @@ class Run:
                 turn, next_restart = turn + 1, ago + max(1.0, plan.third / 30)
             if ago >= plan.flooding[0] and flooder is None:
                 begin, end = plan.flooding
-                flooder = self.flooder(self.hostile, plan.flood, end - begin, FLOOD_PACKETS)
+                flooder = self.flooder([self.hostile], plan.flood, end - begin, FLOOD_PACKETS)
             await asyncio.sleep(0.5)
             assert self.here.processes["base"].poll() is None, self.here.log("base")[-2000:]
         if flooder is not None:
@@ -359,19 +361,21 @@ class Run:
         return sent
 
     def flooder(
-        self, who: Identity, rate: float, seconds: float, different: int
+        self, who: Sequence[Identity], rate: float, seconds: float, different: int
     ) -> subprocess.Popen[bytes]:
         port = self.here.broker.rpartition(":")[2]
-        command = [sys.executable, "-m", "tests.bench.soak", "flood", port, who.seed.hex()]
+        seeds = ",".join(one.seed.hex() for one in who)
+        command = [sys.executable, "-m", "tests.bench.soak", "flood", port, seeds]
         command += [str(rate), str(seconds), str(different)]
         return subprocess.Popen(command, stdout=subprocess.PIPE)
 
-    async def warm(self) -> None:
+    async def warm(self, restart: Callable[[], None]) -> None:
         """A node brings what it made in a long absence."""
         count = self.plan.warm
         if not count:
             return
-        bringing = self.flooder(self.absent, WARM_RATE, count / WARM_RATE, count)
+        each = count // len(self.absent)
+        bringing = self.flooder(self.absent, WARM_RATE, count / WARM_RATE, each)
         assert await asyncio.to_thread(bringing.wait) == 0
 
         def spooled() -> int:
@@ -379,6 +383,13 @@ class Run:
                 return spool.status().packets
 
         await self.here.wait("the past", lambda: spooled() >= count * 0.9, PATIENCE)
+        await asyncio.to_thread(restart)
+        before = [self.held(name) for name in self.names]
+        await self.here.wait(
+            "everybody again",
+            lambda: all(self.held(n) > b for n, b in zip(self.names, before, strict=True)),
+            PATIENCE,
+        )
 
     async def end(self) -> list[tuple[float, float]]:
         """Nobody makes more, all is delivered; the latencies."""
@@ -493,7 +504,7 @@ async def measure(plan: Plan) -> dict[str, Any]:
         run = Run(plan, disk, quick, url)
         try:
             await run.begin()
-            await run.warm()
+            await run.warm(restart)
             sent = await run.go(restart)
             latencies = await run.end()
             return await run.figures(sent, latencies)
@@ -511,7 +522,8 @@ def main() -> None:
         case ["nodes", folder, *names]:
             asyncio.run(Crowd(names, Path(folder)).run())
         case ["flood", port, seed, rate, seconds, different]:
-            flood(int(port), bytes.fromhex(seed), float(rate), float(seconds), int(different))
+            seeds = [bytes.fromhex(one) for one in seed.split(",")]
+            flood(int(port), seeds, float(rate), float(seconds), int(different))
         case given:
             nodes, minutes = (int(given[0]), float(given[1])) if given else (NODES, MINUTES)
             figures = asyncio.run(measure(Plan(nodes, minutes * 60, FLOOD, warm=WARM)))
