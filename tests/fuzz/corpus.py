@@ -151,6 +151,24 @@ def _hub() -> list[bytes]:
     ]
 
 
+def _cursors() -> list[bytes]:
+    from gateway.routing import kafka, nats_reading, redis_places
+
+    born = bytes(8)
+    spots = {
+        "rest": nats_reading.Spot(b"mark", 7, b"chek"),
+        "00" * 8: nats_reading.Spot(b"mark", 1 << 40, b"chek"),
+    }
+    offsets = {"qis.rest": kafka.Place(b"m" * kafka.MARK, [3, 0, 1 << 40])}
+    return [
+        nats_reading.encode(born, spots),
+        nats_reading.encode(born, spots)[9:],
+        redis_places.Place(born, redis_places.StreamId(5, 6), b"domain" + bytes(2)).encode(),
+        redis_places.Place(born, redis_places.StreamId(5, 6), b"domain" + bytes(2)).encode()[9:],
+        kafka.encode(offsets, "qis"),
+    ]
+
+
 def _configs() -> list[bytes]:
     from gateway.config import GatewayConfig
     from qis_edge.config import NodeConfig
@@ -207,6 +225,7 @@ _SEEDS = {
     "radio": _lines,
     "mqtt": _publishes,
     "hub": _hub,
+    "cursor": _cursors,
     "config": _configs,
     "template": _templates,
     "url": _urls,

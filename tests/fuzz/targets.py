@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from gateway.config import GatewayConfig
-from gateway.routing import hub_wire
+from gateway.routing import hub_wire, kafka, nats_reading, redis_places
 from gateway.routing.url import EngineUrl
 from qis_edge.config import NodeConfig
 from qis_edge.core import cbor, checks, cobs, receipt
@@ -306,6 +306,22 @@ def _hub(
     assert kind.decode(again).encode() == again
 
 
+def cursor(data: bytes) -> None:
+    """Places in an engine's log, which nodes and hubs' clients send back: they are read as what
+    they are, or as the beginning."""
+    born = bytes(8)
+    for head in (b"", b"\1" + born, b"\2" + born):
+        raw = head + data
+        spots = nats_reading.decode(raw, born)
+        assert nats_reading.decode(nats_reading.encode(born, spots), born) == spots
+        place = redis_places.Place.decode(raw, born)
+        assert redis_places.Place.decode(place.encode(), born) == place
+        offsets = kafka.decode(raw, "qis")
+        again = kafka.encode(offsets, "qis")
+        assert len(again) <= kafka.MAX_POSITION
+        assert kafka.encode(kafka.decode(again, "qis"), "qis") == again
+
+
 # --- what people write -----------------------------------------------------------------
 
 
@@ -374,6 +390,7 @@ TARGETS: dict[str, Target] = {
     "radio": radio,
     "mqtt": mqtt,
     "hub": hub,
+    "cursor": cursor,
     "config": config,
     "template": template,
     "url": url,
