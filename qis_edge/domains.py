@@ -11,6 +11,7 @@ from pathlib import Path
 from qis_edge.core.domain import Domain
 from qis_edge.core.errors import ConfigError, ConfigProblem
 from qis_edge.core.template import nearest
+from qis_edge.plugins import plugins
 
 GROUP = "qis_edge.domains"
 MAX_FILE = 1 << 18
@@ -18,9 +19,7 @@ MAX_FILE = 1 << 18
 
 def names() -> list[str]:
     """The installed templates, sorted."""
-    from importlib.metadata import entry_points  # slow to import; a path needs none of it
-
-    return sorted({point.name for point in entry_points(group=GROUP)})
+    return sorted({point.name for point in plugins(GROUP)})
 
 
 def load(name: str) -> Domain:
@@ -62,9 +61,7 @@ def _file_text(path: Path, name: str) -> str:
 
 
 def _installed_text(name: str) -> str:
-    from importlib.metadata import entry_points  # as above
-
-    for point in entry_points(group=GROUP, name=name):
+    for point in plugins(GROUP, name):
         try:
             text = point.load()()
         except Exception as error:  # somebody else's package may raise anything

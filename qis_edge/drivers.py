@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any, cast
 
 from qis_edge.core.errors import SensorError, UsageError
+from qis_edge.plugins import plugins
 
 if TYPE_CHECKING:
     from qis_edge.sensor import SensorFactory
@@ -15,9 +16,7 @@ GROUP = "qis_edge.sensors"
 
 def driver_names() -> list[str]:
     """The installed drivers, sorted."""
-    from importlib.metadata import entry_points  # slow to import; few verbs need it
-
-    return sorted({point.name for point in entry_points(group=GROUP)})
+    return sorted({point.name for point in plugins(GROUP)})
 
 
 def load_driver(name: str) -> SensorFactory:
@@ -25,14 +24,12 @@ def load_driver(name: str) -> SensorFactory:
 
     :raises SensorError: there is none, or importing it fails.
     """
-    from importlib.metadata import entry_points  # as above
-
     if ":" in name:
         try:
             return cast("SensorFactory", load_callable(name))
         except UsageError as error:
             raise SensorError(str(error), hint=error.hint) from error
-    for point in entry_points(group=GROUP, name=name):
+    for point in plugins(GROUP, name):
         try:
             return cast("SensorFactory", point.load())
         except Exception as error:

@@ -5,7 +5,7 @@ The text is TOML; :mod:`qis_edge.core.template` says what is in it.
 
 from __future__ import annotations
 
-from importlib.resources import files
+from pathlib import Path
 
 
 def air_quality() -> str:
@@ -24,4 +24,4 @@ def weather() -> str:
 
 
 def _text(name: str) -> str:
-    return files(__package__).joinpath(f"{name}.toml").read_text(encoding="utf-8")
+    return Path(__file__).with_name(f"{name}.toml").read_text(encoding="utf-8")

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import importlib.resources
-import io
+import importlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -280,9 +279,9 @@ class Replay:
             return source.open(encoding="utf-8-sig", newline="")
         package, _, resource = source.partition(":")
         try:
-            raw = importlib.resources.files(package).joinpath(resource).open("rb")
-            return io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
-        except (ImportError, FileNotFoundError, TypeError, ValueError) as error:
+            folder, *_ = importlib.import_module(package).__path__
+            return Path(folder, resource).open(encoding="utf-8-sig", newline="")
+        except (ImportError, AttributeError, FileNotFoundError, TypeError, ValueError) as error:
             raise SensorError(f"{self._name}: there is no such file in that package") from error
 
     def _check_header(self, header: list[str]) -> None:

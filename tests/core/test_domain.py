@@ -367,7 +367,7 @@ def test_a_package_whose_template_is_broken_is_named(
         def load(self) -> Callable[[], object]:
             return function
 
-    monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: [Point()])
+    monkeypatch.setattr("qis_edge.domains.plugins", lambda *_: [Point()])
     with pytest.raises(ConfigError, match=words) as caught:
         Domain.load("broken")
     assert "broken" in str(caught.value)
