@@ -135,7 +135,7 @@ class Mosquitto:
         process.send_signal(signal.SIGCONT)
         process.send_signal(sign)
         try:
-            process.wait(10)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

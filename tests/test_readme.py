@@ -89,7 +89,7 @@ class Terminal:
         """Stop the daemons; gives their exit codes."""
         for daemon in self.daemons:
             daemon.terminate()
-        return [daemon.wait(20) for daemon in self.daemons]
+        return [daemon.wait(60) for daemon in self.daemons]
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def test_a_stranger_can_go_from_two_radios_to_packets(terminal: Terminal) -> Non
     assert "answered" in terminal.type(lines[4])
     answering = terminal.daemons.pop()  # the radio is the gateway's now
     answering.terminate()
-    answering.wait(20)
+    answering.wait(60)
     for line in lines[5:]:
         if " run " in line:
             configure_for_a_rehearsal(terminal.folder / line.split()[-1])

@@ -73,12 +73,12 @@ class LinkWorld(ABC):
         """Bring it back, having forgotten everything if it likes."""
 
 
-async def until_up(*links: Link, seconds: float = 15.0) -> None:
+async def until_up(*links: Link, seconds: float = 60.0) -> None:
     """Wait until all of them are up."""
     await _until(links, up=True, seconds=seconds)
 
 
-async def until_down(*links: Link, seconds: float = 15.0) -> None:
+async def until_down(*links: Link, seconds: float = 60.0) -> None:
     """Wait until all of them are down."""
     await _until(links, up=False, seconds=seconds)
 
@@ -109,7 +109,7 @@ async def send_when_possible(link: Link, frame: bytes, to: Destination = UP) -> 
             await change
 
 
-async def receive_done(link: Link, count: int, seconds: float = 15.0) -> list[Received]:
+async def receive_done(link: Link, count: int, seconds: float = 60.0) -> list[Received]:
     """The next frames, each done with as it comes."""
     found = []
     async with asyncio.timeout(seconds):
@@ -140,7 +140,7 @@ class LinkConformance(ABC):
     #: Frames for the longer tests: fewer for media that take seconds for each.
     many = 200
     #: Seconds that a single thing may take.
-    patience = 15.0
+    patience = 60.0
     #: Seconds after which what has not come is not coming.
     quiet = 0.3
 

@@ -113,7 +113,7 @@ def daemon(state: Path, **handlers: Callable[[Mapping[str, Any]], Any]) -> Itera
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
     thread.start()
     try:
-        assert started.wait(10)
+        assert started.wait(60)
         yield
     finally:
         loop.call_soon_threadsafe(stop.set)

@@ -158,7 +158,7 @@ def test_interrupted_it_says_how_to_go_on(ready: Site) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.001)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=90)
     assert process.returncode == 130
     assert "stopped: the same command goes on" in said
     part = held(ready.gateway_state)

@@ -112,7 +112,7 @@ def running(*arguments: object) -> Iterator[subprocess.Popen[str]]:
     finally:
         if process.poll() is None:
             process.kill()
-        process.communicate(timeout=10)
+        process.communicate(timeout=90)
 
 
 def read_until(process: subprocess.Popen[str], pattern: str) -> str:
@@ -128,7 +128,7 @@ def read_until(process: subprocess.Popen[str], pattern: str) -> str:
 
 def finish(process: subprocess.Popen[str]) -> str:
     process.send_signal(signal.SIGINT)
-    return process.communicate(timeout=10)[0]
+    return process.communicate(timeout=90)[0]
 
 
 def test_two_people_with_two_radios(two: Radios, console: Console) -> None:

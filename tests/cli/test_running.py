@@ -106,7 +106,7 @@ def started(module: str, config: Path) -> Iterator[subprocess.Popen[str]]:
         yield process
     finally:
         process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=90)
     assert process.returncode == 0, errors
     assert "Traceback" not in errors
 

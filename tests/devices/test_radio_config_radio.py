@@ -202,7 +202,7 @@ def test_ctrl_c_commits_what_was_written(place: Place, bench: Bench) -> None:
         assert any("writing" in line for line in process.stdout)
         bench.until(lambda: bench.one.settings.region == "US")
         process.send_signal(signal.SIGINT)
-        told, said = process.communicate(timeout=20)
+        told, said = process.communicate(timeout=90)
     assert process.returncode == 130
     assert "interrupted: the radio keeps what was written" in told
     assert "Traceback" not in said

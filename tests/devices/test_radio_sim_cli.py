@@ -26,7 +26,7 @@ async def exchange(first: str, last: str) -> bytes:
     """Send from one radio to another; what arrived."""
     clients = MeshtasticClient(first), MeshtasticClient(last)
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             for client in clients:
                 await client.start()
                 while not client.room:
@@ -40,7 +40,7 @@ async def exchange(first: str, last: str) -> bytes:
 
 def stop(process: subprocess.Popen[str]) -> str:
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=10)
+    out, _ = process.communicate(timeout=90)
     assert process.returncode == 0
     return out
 

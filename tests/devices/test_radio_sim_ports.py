@@ -41,7 +41,7 @@ class Ear:
 
     def next(self, port: str) -> dict[str, Any]:
         while True:
-            packet = self.heard.get(timeout=10)
+            packet = self.heard.get(timeout=60)
             if packet["decoded"]["portnum"] == port:
                 return packet
 
@@ -77,7 +77,7 @@ def test_the_library_over_serial_and_tcp(bench: Bench) -> None:
             onResponseAckPermitted=True,
         )
         assert ear.next("PRIVATE_APP")["decoded"]["payload"] == b"for you"
-        ack = acks.get(timeout=10)
+        ack = acks.get(timeout=60)
         assert (ack["fromId"], ack["decoded"]["routing"]["errorReason"]) == ("!10000002", "NONE")
         serial.sendHeartbeat()
 

@@ -140,7 +140,7 @@ def packet_of(
     return pack([outcome], identity=who, fingerprint=where, store=store, sequence=sequence, ttl=ttl)
 
 
-async def until(true: Callable[[], object], patience: float = 5.0) -> None:
+async def until(true: Callable[[], object], patience: float = 60.0) -> None:
     """Wait for something that another task does."""
     deadline = time.monotonic() + patience
     while not true():

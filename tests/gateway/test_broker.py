@@ -219,7 +219,7 @@ async def test_in_a_process_of_its_own_it_can_be_killed_and_started_again() -> N
 
     def end(process: subprocess.Popen[bytes], sign: signal.Signals) -> int:
         process.send_signal(sign)
-        code = process.wait(10)
+        code = process.wait(60)
         assert process.stdout is not None
         process.stdout.close()
         return code

@@ -70,7 +70,7 @@ async def started(link: MqttLink, *, wait: bool = True) -> AsyncIterator[MqttLin
         await link.close()
 
 
-async def until(condition: Any, seconds: float = 10.0) -> None:
+async def until(condition: Any, seconds: float = 60.0) -> None:
     """Wait until a condition holds."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -132,7 +132,7 @@ async def on_air(air: Air) -> AsyncIterator[Air]:
         air.pace.stop()
 
 
-async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     """Look every few milliseconds."""
     async with asyncio.timeout(seconds):
         while True:

@@ -80,7 +80,7 @@ async def running(site: Site) -> AsyncIterator[Site]:
 
 
 async def until(condition: Callable[[], bool], client: MeshtasticClient | None = None) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():
             if client is None:
                 await asyncio.sleep(0.01)
@@ -251,7 +251,7 @@ async def test_the_loop_never_waits_for_a_port(site: Site) -> None:
     client = site.client(os.ttyname(slave))
     await client.start()
     beats = 0
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while "answer" not in (client.stats.last_error or ""):
             await asyncio.sleep(0.01)
             beats += 1

@@ -138,7 +138,7 @@ def ignore(_: Event) -> None: ...
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - of the simulation, which tells nobody
             await asyncio.sleep(0.01)
 

@@ -61,7 +61,7 @@ def link_to(port: str) -> SerialLink:
     return SerialLink(settings, Role.NODE, NODE)
 
 
-async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - not everything here tells of its changes
             await asyncio.sleep(0.005)
@@ -213,7 +213,7 @@ async def test_frames_on_a_noisy_line_come_whole_when_they_are_repeated(tmp_path
     found: set[bytes] = set()
     async with serial_world(tmp_path, noise) as world:
         node, gateway = world.node(NODE), world.gateway(GATEWAY)
-        async with running(node, gateway), asyncio.timeout(20):
+        async with running(node, gateway), asyncio.timeout(60):
             await until_up(node, gateway)
 
             async def gather() -> None:
@@ -299,7 +299,7 @@ async def test_small_frames_are_taken_while_there_is_room_and_then_not(tmp_path:
             with pytest.raises(LinkError, match="no room"):
                 await node.send(b"x", UP)
             change = node.changed()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 await change
             await until(lambda: node.room)
 
@@ -355,7 +355,7 @@ async def test_a_port_that_stays_stuck_is_opened_anew(
                 change.close()
                 await node.send(b"x" * 512, UP)
             else:
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(60):
                     await change
         assert "took no byte" in str(node.stats.last_error)
         await until_up(node)
@@ -604,7 +604,7 @@ class _Slow:
     opened: ClassVar[list[_Slow]] = []
 
     def __init__(self, *_: object, **__: object) -> None:
-        self.may.wait(10)
+        self.may.wait(60)
         self.closed = False
         self.opened.append(self)
 

@@ -34,7 +34,7 @@ class Bench:
         return self.switch.current.name
 
     async def until_used(self, name: str) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not (self.used() == name and self.switch.up):
                 change = self.switch.changed()
                 if self.used() == name and self.switch.up:

@@ -230,7 +230,7 @@ class Site:
     async def ended(self, one: Node | Station) -> BaseException | None:
         """What it ended with, by itself."""
         _, task = self._tasks.pop(one)
-        await asyncio.wait([task], timeout=20)
+        await asyncio.wait([task], timeout=60)
         assert task.done(), "it did not end"
         return task.exception()
 
@@ -254,7 +254,7 @@ class Site:
     def _last_words(self) -> str:
         return "\n".join(f"{name}: {self.log(name)[-1000:]}" for name in self.processes)
 
-    async def wait(self, what: str, true: Callable[[], object], patience: float = 20.0) -> None:
+    async def wait(self, what: str, true: Callable[[], object], patience: float = 60.0) -> None:
         """Until ``true()``; fails the test when it takes too long or something died."""
 
         async def asked() -> object:
@@ -263,7 +263,7 @@ class Site:
         await self.wait_for(what, asked, patience)
 
     async def wait_for(
-        self, what: str, true: Callable[[], Awaitable[object]], patience: float = 20.0
+        self, what: str, true: Callable[[], Awaitable[object]], patience: float = 60.0
     ) -> None:
         """:meth:`wait` for what has to be awaited."""
         deadline = time.monotonic() + patience

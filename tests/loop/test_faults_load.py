@@ -128,7 +128,7 @@ def another(config: Path) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "qis_edge", "run", "--config", str(config)],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=90,
         check=False,
     )
 

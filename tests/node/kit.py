@@ -118,7 +118,7 @@ class Wire(MemoryLink):
         return [decode(frame) for frame in self.sent]
 
 
-async def until(true: Callable[[], object], patience: float = 5.0) -> None:
+async def until(true: Callable[[], object], patience: float = 60.0) -> None:
     """Wait for something that another task does."""
     for _ in range(round(patience / 0.005)):
         if true():

@@ -68,7 +68,7 @@ class HubProcess:
         assert process is not None
         process.terminate()
         try:
-            return process.wait(10)
+            return process.wait(60)
         finally:
             if process.poll() is None:
                 process.kill()
