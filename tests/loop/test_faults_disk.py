@@ -239,6 +239,12 @@ async def test_a_damaged_spool_ends_the_gateway_and_the_next_start_mends_it(
         assert again.spool.epoch != epoch
         here.start(again)
         await drained(here, ewr)
+
+        async def asked_again() -> bool:  # the node may think for a while that it is held
+            found = await deposited(here.state("base"))
+            return len(found.get(ewr.identity.kid, ())) >= stats_of(ewr).made
+
+        await here.wait_for("what was damaged", asked_again)
         await settled(here, again)
         await assert_each_once(here.state("base"), {ewr.identity.kid: stats_of(ewr).made})
         assert not again.spool.equivocations()
