@@ -245,7 +245,7 @@ def body_of(outcome: Outcome) -> bytes:
         results = dict(results)
     try:
         return _ENCODE(
-            [int(outcome.kind), outcome.confidence, outcome.samples, results, outcome.summary]
+            [outcome.kind, outcome.confidence, outcome.samples, results, outcome.summary]
         ).encode()
     except (TypeError, ValueError) as error:
         raise UsageError(f"cannot be kept: {error}", field="results") from None

@@ -171,29 +171,16 @@ class Outbox(OutboxReader):
         :raises UsageError: it could never be packed; the error names the field.
         :raises StoreError: the disk does not take it; nothing was kept.
         """
-        if unclocked is None:
-            row = self._arrive(outcome, fingerprint, priority, ttl, extensions)
+        if unclocked is None:  # of a kind of which some wait already: the quick way
+            body = body_of(outcome)
+            kind = (fingerprint, priority, ttl, extensions_text(extensions))
+            row = self._tables.arrive(outcome.time, body, kind)
             if row is not None:
+                self._unchecked += len(body) + 64
+                if self._unchecked >= self._check_after:
+                    self._tell_dropped(self._watch_budget())
                 return row
         return self._append(Pending(outcome, fingerprint, priority, ttl, extensions, unclocked))
-
-    def _arrive(
-        self,
-        outcome: Outcome,
-        fingerprint: bytes,
-        priority: int,
-        ttl: int,
-        extensions: Extensions,
-    ) -> int | None:
-        """The quick way, for one of a kind of which some wait already; or ``None``."""
-        body = body_of(outcome)
-        kind = (fingerprint, priority, ttl, extensions_text(extensions))
-        row = self._tables.arrive(outcome.time, body, kind)
-        if row is not None:
-            self._unchecked += len(body) + 64
-            if self._unchecked >= self._check_after:
-                self._tell_dropped(self._watch_budget())
-        return row
 
     def append_many(self, pending: Iterable[Pending]) -> list[int]:
         """Keep several outcomes at once, all or none; see :meth:`append`."""
