@@ -31,6 +31,7 @@ class Supervisor:
 
     :param answers: by name, what must answer.
     :param rounds: by name, a count that must grow.
+    :param slowest: seconds that a round may always take, however short the watchdog's limit.
     """
 
     def __init__(
@@ -38,7 +39,10 @@ class Supervisor:
         answers: Mapping[str, Answer],
         rounds: Mapping[str, Callable[[], int]],
         notifier: Notifier | None = None,
+        *,
+        slowest: float = 15.0,
     ) -> None:
+        self._slowest = slowest
         self._notifier = Notifier.of() if notifier is None else notifier
         self._answers = answers
         self._rounds = rounds
@@ -57,7 +61,7 @@ class Supervisor:
                 said = await self._ask()
                 if limit is None:
                     self._notifier.say(said)
-                elif self._all_move(limit / 2):
+                elif self._all_move(max(limit / 2, self._slowest)):
                     self._notifier.alive(said)
                 await asyncio.sleep(PACE if limit is None else min(limit / 4, PACE))
         finally:

@@ -33,7 +33,7 @@ async def supervised(
     manager: Manager, answers: dict[str, Answer], rounds: list[int]
 ) -> AsyncIterator[asyncio.Task[None]]:
     notifier = Notifier(manager.address, LIMIT)
-    supervisor = Supervisor(answers, {"the round": lambda: rounds[0]}, notifier)
+    supervisor = Supervisor(answers, {"the round": lambda: rounds[0]}, notifier, slowest=0)
     task = asyncio.create_task(supervisor.run())
     try:
         yield task
