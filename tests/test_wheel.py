@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import shutil
+import sqlite3
 import subprocess
 import sys
 import tomllib
@@ -14,6 +17,9 @@ from importlib.metadata import Distribution
 from pathlib import Path
 
 import pytest
+
+from qis_edge.store.schema import INBOX, OUTBOX
+from tests.store.kit import ME
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -146,6 +152,99 @@ def test_the_public_way_in_works_outside_the_checkout(node: Path, tmp_path: Path
 
 def test_templates_drivers_and_engines_are_found(node: Path, tmp_path: Path) -> None:
     run(node / "python", "-I", "-c", ENTRY_POINTS, cwd=tmp_path)
+
+
+# --- a machine's life: installed, set up, upgraded, removed ---------------------------------
+
+
+def sound(place: Path) -> tuple[int, ...]:
+    """The version of a database's schema, after SQLite has looked at all of it."""
+    with contextlib.closing(sqlite3.connect(place)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        version: tuple[int, ...] = connection.execute("PRAGMA user_version").fetchone()
+    return version
+
+
+#: Opens a database that an earlier version wrote, with the installed package alone.
+UPGRADE = """
+import sys
+from pathlib import Path
+from qis_edge.core.identity import Identity
+from qis_edge.store.inbox import Inbox
+from qis_edge.store.outbox import Outbox
+folder, seed = Path(sys.argv[1]), bytes.fromhex(sys.argv[2])
+with Outbox.open(folder / "outbox.db", Identity.from_seed(seed).public) as outbox:
+    stats = outbox.stats()
+    assert stats.made and stats.open_packets, stats
+inbox, news = Inbox.open(folder / "inbox.db")
+assert inbox.stats().packets and not news, (inbox.stats(), news)
+inbox.close()
+"""
+
+
+def test_an_upgrade_takes_over_what_an_earlier_version_kept(node: Path, tmp_path: Path) -> None:
+    """Real files of the first schema, opened by the installed wheel; nothing is lost."""
+    for kind in ("outbox", "inbox"):
+        shutil.copy(ROOT / "tests/store/old" / f"{kind}-1.db", tmp_path / f"{kind}.db")
+    run(node / "python", "-I", "-c", UPGRADE, tmp_path, ME.seed.hex(), cwd=tmp_path)
+    assert sound(tmp_path / "outbox.db") == (OUTBOX.version,)
+    assert sound(tmp_path / "inbox.db") == (INBOX.version,)
+    assert not list(tmp_path.glob("*.damaged*"))
+
+
+@pytest.fixture
+def life(node: Path, tmp_path: Path) -> Path:
+    """A fleet and a node, set up with the installed commands."""
+    gateway = ("--config", tmp_path / "g" / "config.toml")
+    run(node / "qis-gateway", "init", "--name", "base", *gateway, cwd=tmp_path)
+    fleet = tmp_path / "g" / "state" / "fleet.toml"
+    fields = ("--field", "climate=cfb", "--field", "terrain=plain")
+    config = ("--config", tmp_path / "n" / "config.toml")
+    arguments = ("--fleet", fleet, "--name", "porch", *fields, *config)
+    run(node / "qis-edge", "init", *arguments, cwd=tmp_path)
+    return tmp_path
+
+
+def test_the_installed_commands_set_a_node_up(node: Path, life: Path) -> None:
+    config = ("--config", life / "n" / "config.toml")
+    assert "nothing was kept or sent" in run(node / "qis-edge", "run", "--test", *config, cwd=life)
+    run(node / "qis-edge", "check", *config, cwd=life)
+    shown = run(node / "qis-edge", "config", "show", *config, cwd=life)
+    assert re.search(r"^node\.name +\"porch\"", shown, re.MULTILINE)
+    script = run(node / "qis-edge", "completion", "bash", cwd=life)
+    assert "complete -o filenames -F _qis_edge qis-edge" in script
+
+
+@pytest.mark.parametrize("command", ["qis-edge", "qis-gateway"])
+def test_the_service_comes_and_goes(node: Path, tmp_path: Path, command: str) -> None:
+    """Into the root folder of an image, with the units of the wheel."""
+    root = tmp_path / "root"
+    program = ("--command", node / command)
+    run(node / command, "service", "install", "--root", root, *program, cwd=tmp_path)
+    unit = (root / "etc/systemd/system" / f"{command}.service").read_text()
+    assert f"ExecStart={node / command} run" in unit.replace('"', "")
+    assert "Type=notify" in unit
+    run(node / command, "service", "remove", "--root", root, cwd=tmp_path)
+    assert [path for path in root.rglob("*") if path.is_file()] == []
+
+
+def test_removal_leaves_configuration_and_state_alone(wheel: Path, life: Path) -> None:
+    """What pip takes away is the package: nothing of it was written anywhere else."""
+    venv.create(life / "venv")
+    python = life / "venv" / "bin" / "python"
+    pip("--python", python, "install", "-q", "--no-deps", wheel, cwd=life)
+    before = {path for path in life.rglob("*") if not path.is_relative_to(life / "venv")}
+    pip("--python", python, "uninstall", "-q", "-y", "qis-edge", cwd=life)
+    left = [path for path in (life / "venv").rglob("*") if "qis" in path.name]
+    (packages,) = (life / "venv").glob("lib/python*/site-packages")
+    left += [packages / name for name in ("gateway", "devices") if (packages / name).exists()]
+    assert left == []
+    assert {path for path in life.rglob("*") if not path.is_relative_to(life / "venv")} == before
+    assert {path.name for path in (life / "n").rglob("*") if path.is_file()} == {
+        "config.toml",
+        "fleet.toml",
+        "node.key",
+    }
 
 
 @pytest.mark.parametrize("end", ["oldest", "newest"])

@@ -23,6 +23,7 @@ from qis_edge.cli.setup import (
     state_text,
     write_config,
 )
+from qis_edge.config import is_root
 from qis_edge.core.credential import GATEWAY, ISSUER, issue
 from qis_edge.core.errors import QisError, Refused, UsageError
 from qis_edge.core.identity import Identity
@@ -168,7 +169,10 @@ def _next_steps(args: argparse.Namespace, state: Path) -> None:
     if (state / "root.key").exists():
         print(f"  move {state / 'root.key'} to a medium that is kept offline;")
         print("  it is needed to revoke, to renew this gateway and to add others")
-    print(f"  qis-gateway run{where}")
+    if is_root() and not where:
+        print("  qis-gateway service install --now")
+    else:
+        print(f"  qis-gateway run{where}")
     print(f"  give {state / 'fleet.toml'} to each node: qis-edge init --fleet fleet.toml")
     print(f"  qis-gateway permit 600{where}, then qis-gateway approve NODE{where}")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qis_edge.cli.program import OK, collecting, note, problem, show_check
-from qis_edge.config import NodeConfig, default_path, default_state, load_node
+from qis_edge.config import NodeConfig, default_path, default_state, is_root, load_node
 from qis_edge.core.domain import Domain
 from qis_edge.core.errors import ConfigError, QisError, UsageError
 from qis_edge.core.identity import Identity
@@ -232,7 +232,10 @@ def _next_steps(args: argparse.Namespace, path: Path, new: bool, missing: Sequen
         print(f"  say under [[sensor]] of {path} what is connected")
     print(f"  qis-edge check{where}")
     print(f"  qis-edge run --test{where}")
-    print(f"  qis-edge run{where}")
+    if is_root() and not where:
+        print("  qis-edge service install --now")
+    else:
+        print(f"  qis-edge run{where}")
 
 
 # --- check -----------------------------------------------------------------------------
