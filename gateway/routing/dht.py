@@ -49,14 +49,15 @@ LIFETIME, LEAST_LIFETIME = 24 * 3600, 12
 COPIES = 8
 #: Each value is put again so often while it lives.
 RENEWALS = 4
-#: Seconds after which everything is looked up again: a listener may have missed something.
-REREAD = 3600
+#: Seconds after which everything is looked up again, for answers come in UDP packets, of which
+#: some are lost: soon after the beginning, then ever later, and the longest.
+REREAD_FIRST, REREAD_FACTOR, REREAD = 20.0, 8.0, 6 * 3600
 #: Seconds for the first answer of a node, for a deposit, and for any other answer.
 FIRST_ANSWER, PATIENCE, LONGEST = 9.0, 40.0, 60.0
 #: Seconds between signs of life, and between attempts with signers unknown so far.
 PULSE, RETRY_UNPROVEN = 15.0, 10.0
 #: Values put at once, and keys looked up at once.
-WINDOW, GETS = 64, 32
+WINDOW, GETS = 64, 16
 #: Addresses that are looked at, and those that wait for a signer to become known.
 MAX_ADDRESSES, MAX_UNPROVEN = 20_000, 1024
 #: Values remembered so as not to be passed on twice; those that wait for the view.
@@ -317,6 +318,7 @@ class DhtFeed:
         self._told: dict[bytes, float] = {}
         self._lookups: _Lookups | None = None
         self._read_at = 0.0
+        self._wait = REREAD_FIRST
         self._missed = self._full = False
         self._alive = False
         self._pulsed = 0.0
@@ -508,6 +510,7 @@ class DhtFeed:
         self._token, self._count, self._given = os.urandom(4), 0, None
         self._queue.clear()
         self._seen.clear()
+        self._wait = REREAD_FIRST
         self._look_up(process, [self._network_key])
         self._read_again()
 
@@ -521,10 +524,12 @@ class DhtFeed:
         """At what may have been missed, and for signers who may be known by now."""
         now = time.monotonic()
         assert self._lookups is not None
-        missed = self._missed or self._lookups.failed or process.dropped
-        wait = PULSE if missed else self._reread
+        if self._missed or self._lookups.failed or process.dropped:
+            self._wait = REREAD_FIRST
+        wait = min(self._wait, self._reread)
         if not self._queue and not self._lookups and 0 < wait < now - self._read_at:
             process.dropped = 0
+            self._wait *= REREAD_FACTOR
             self._read_again()
         if self._unproven and now - self._unproven_tried > RETRY_UNPROVEN:
             self._unproven_tried = now

@@ -49,6 +49,8 @@ COPIES = 8
 #: Bytes of a value that are passed on, more than any packet has; and values that wait.
 LARGEST = 1024
 MAX_WAITING = 20_000
+#: Values of our own that are known when they come back.
+MAX_OWN = 20_000
 #: Values of one message.
 SLICE = 500
 #: Seconds for a farewell, in which others are given what they should hold: of a gateway,
@@ -89,6 +91,7 @@ class Node:
         host = host or "0.0.0.0"  # noqa: S104 - a node is there for others
         six = ":" in host
         _try_to_bind(host, port, socket.AF_INET6 if six else socket.AF_INET)
+        self._own: dict[int, None] = {}
         config = opendht.DhtConfig()
         config.setNetwork(network_id(network))
         config.setRateLimit(-1, -1)  # or gateways that start are refused what they ask for
@@ -130,6 +133,9 @@ class Node:
         """``done`` is called with how many hold it, on a thread of the library."""
         value = opendht.Value(data)
         value.id = number
+        self._own[hash(data)] = None
+        if len(self._own) > MAX_OWN:
+            del self._own[next(iter(self._own))]
 
         def answered(ok: bool, nodes: Sequence[Any]) -> None:
             alive = sum(not one.getNode().isExpired() for one in nodes) if ok else 0
@@ -151,11 +157,12 @@ class Node:
         self._runner.get(_hash(key), one, lambda ok, _nodes: done(bool(ok)))
 
     def follow(self, key: bytes, found: Callable[[bytes], None]) -> None:
-        """For good: the library's way of ending it is not to be trusted."""
+        """What others put there; for good: the library's way of ending it is not to be
+        trusted."""
 
         def one(value: Any, expired: bool) -> bool:
-            if not expired:
-                found(value.data)
+            if not expired and hash(data := value.data) not in self._own:
+                found(data)
             return True
 
         self._runner.listen(_hash(key), one)

@@ -26,22 +26,21 @@ import shutil
 import tempfile
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from gateway.database import GatewayDatabase
-from gateway.routing.base import Accept, Context, Cursor, EngineStatus, Entry, Interest
+from gateway.routing.base import Context, Cursor, EngineStatus, Entry, Interest
 from gateway.routing.feed import MAX_POSITION, Feed, ForgetfulFeed, Position
 from gateway.routing.following import LogSubscription
 from gateway.routing.renewal import Renewal
+from gateway.routing.sorting import ACCEPT_SLICE, MAX_OURS, Sorted, Sorter
 from gateway.routing.sqlite import ID_STORED, SCHEMA, SqliteEngine, SqliteFile
 from gateway.routing.url import EngineUrl
-from qis_edge.core.errors import Reason, Refused, RoutingError
+from qis_edge.core.errors import RoutingError
 from qis_edge.links.backoff import Backoff
 from qis_edge.store.database import Schema
-from qis_edge.worker import Worker
 
 _T = TypeVar("_T")
 
@@ -51,10 +50,6 @@ log = logging.getLogger(__name__)
 MAX_ASIDE = 4096
 #: Seconds after which those aside are tried again.
 RETRY_ASIDE = 10.0
-#: Packets that one step on the verifying thread takes.
-ACCEPT_SLICE = 100
-#: Packets of our own that are known when they come back, without verifying them.
-MAX_OURS = 20_000
 #: Seconds between attempts to read while the feed is away: the first, and the longest.
 RETRY_FIRST, RETRY_LONGEST = 0.2, 15.0
 #: Seconds that a feed which answers at once with nothing is left alone.
@@ -99,14 +94,6 @@ class _Place(NamedTuple):
     incarnation: str | None
 
 
-class _Sorted(NamedTuple):
-    """What ``accept`` made of bytes."""
-
-    entries: list[Entry]
-    unknown: list[Entry]
-    refused: int
-
-
 # --- the file -----------------------------------------------------------------------------
 
 
@@ -147,7 +134,7 @@ class _ViewFile(SqliteFile):
                 new += held is None
         return list(found.values()), new
 
-    def take(self, sorted_: _Sorted, place: _Place | None) -> int:
+    def take(self, sorted_: Sorted, place: _Place | None) -> int:
         """(writes) Keep what was accepted, and where the feed goes on after it; returns how
         many aside had to give way."""
         entries = [entry for entry in sorted_.entries if entry.expires > self.floor]
@@ -192,7 +179,7 @@ class _ViewFile(SqliteFile):
             (after, ACCEPT_SLICE),
         )
 
-    def decide(self, sorted_: _Sorted, numbers: Sequence[int]) -> None:
+    def decide(self, sorted_: Sorted, numbers: Sequence[int]) -> None:
         """(writes) These are aside no more; of them, ``sorted_.entries`` were accepted."""
         entries = [entry for entry in sorted_.entries if entry.expires > self.floor]
         self.deposit(
@@ -333,7 +320,7 @@ class _View(SqliteEngine):
         new += len(asked) - len(doubtful)
         return [entry for key, entry in asked.items() if key not in there], new
 
-    async def take(self, sorted_: _Sorted, place: _Place) -> int:
+    async def take(self, sorted_: Sorted, place: _Place) -> int:
         await self._settled()
         new = [entry for entry in sorted_.entries if self._echoes.pop(entry.id, self) is self]
         for entry in new:
@@ -379,7 +366,7 @@ class _View(SqliteEngine):
     async def aside(self, after: int) -> list[tuple[int, bytes]]:
         return await self._read(lambda file: _of(file).aside(after))
 
-    async def decide(self, sorted_: _Sorted, numbers: Sequence[int]) -> None:
+    async def decide(self, sorted_: Sorted, numbers: Sequence[int]) -> None:
         for entry in sorted_.entries:
             self._filter.add(entry.id)
         await self._write(lambda file: _of(file).decide(sorted_, numbers))
@@ -417,7 +404,7 @@ class ViewEngine:
     def __init__(self, feed: Feed, context: Context) -> None:
         self.url = feed.url
         self._feed = feed
-        self._sorter = _Sorter(context.accept)
+        self._sorter = Sorter(context.accept)
         folder = context.folder
         if folder is None:
             folder = Path(tempfile.mkdtemp(prefix="qis-view-"))
@@ -648,57 +635,3 @@ class ViewEngine:
         except (RoutingError, TimeoutError):
             size = None
         return "" if size is None else f", which has about {size}"
-
-
-class _Sorter:
-    """Accepts packets on a thread of its own: signatures take time."""
-
-    def __init__(self, accept: Accept) -> None:
-        self._accept = accept
-        self._worker: Worker | None = None
-        self._ours: dict[bytes, Entry] = {}
-        self._order: deque[bytes] = deque()
-
-    def know(self, entries: Sequence[Entry]) -> None:
-        """These are our own: they need no check when they come back as they are."""
-        for entry in entries[-MAX_OURS:]:
-            if entry.raw not in self._ours:
-                self._ours[entry.raw] = entry
-                self._order.append(entry.raw)
-        while len(self._order) > MAX_OURS:
-            self._ours.pop(self._order.popleft(), None)
-
-    async def sort(self, raws: Sequence[bytes]) -> _Sorted:
-        found = _Sorted([], [], 0)
-        for start in range(0, len(raws), ACCEPT_SLICE):
-            part = raws[start : start + ACCEPT_SLICE]
-            ours = [self._ours.get(raw) for raw in part]
-            if None not in ours:
-                found.entries.extend(entry for entry in ours if entry is not None)
-                continue
-            if self._worker is None:
-                self._worker = Worker("routing-accept")
-            more = await self._worker(self._sort, part, ours)
-            found = _Sorted(
-                found.entries + more.entries,
-                found.unknown + more.unknown,
-                found.refused + more.refused,
-            )
-        return found
-
-    def _sort(self, raws: Sequence[bytes], ours: Sequence[Entry | None]) -> _Sorted:
-        entries: list[Entry] = []
-        unknown: list[Entry] = []
-        for raw, own in zip(raws, ours, strict=True):
-            try:
-                entries.append(own or self._accept(raw))
-            except Refused as refused:
-                if refused.reason is Reason.UNKNOWN_KEY:
-                    with contextlib.suppress(Refused):
-                        unknown.append(Entry.parse(raw))
-        return _Sorted(entries, unknown, len(raws) - len(entries) - len(unknown))
-
-    def close(self) -> None:
-        if self._worker is not None:
-            self._worker.close()
-            self._worker = None

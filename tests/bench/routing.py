@@ -66,6 +66,7 @@ ENGINES = {
     "qdrant": "tests.bench.engines.qdrant:qdrant",
     "qdrant+edge": "tests.bench.engines.qdrant_edge:qdrant_edge",
     "https": "tests.bench.engines.https:https",
+    "dht": "tests.bench.engines.dht:dht",
 }
 FLOORS = {"deposit_ratio": 0.6, "replay_ratio": 0.5}
 LIMITS = {"deposit_latency_ratio": 2.0, "query_ratio": 2.0}

@@ -17,6 +17,7 @@ import pytest
 from gateway.routing import EVERYTHING, Context, Entry, view
 from gateway.routing.base import Accept
 from gateway.routing.feed import Chunk, Feed
+from gateway.routing.sorting import Sorted
 from gateway.routing.view import ViewEngine
 from gateway.testing import (
     MediumConformance,
@@ -150,7 +151,7 @@ async def test_what_it_published_itself_is_written_once(
     taken: list[Entry] = []
     take = view._ViewFile.take
 
-    def noted(file: view._ViewFile, sorted_: view._Sorted, place: view._Place | None) -> int:
+    def noted(file: view._ViewFile, sorted_: Sorted, place: view._Place | None) -> int:
         taken.extend(sorted_.entries)
         return take(file, sorted_, place)
 
