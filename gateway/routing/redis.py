@@ -5,13 +5,15 @@ entries have the packet in the field ``p``; the set ``qis:domains`` of these hex
 stream ``qis:news``, which tells readers of a name that is new; and the hash ``qis:log``: the
 last id given (``ms``, ``n``) and a key ``born``, drawn once, and drawn anew when the log has
 lost something, so that gateways deposit again. A publish is one script. It gives ids that
-ascend over all streams, so one id is a reader's place in all of them. What is durable when is
-on the page ``docs/routing/redis.md``.
+ascend over all streams, so one id is a reader's place in all of them. ``group=`` divides the
+addresses, see :mod:`gateway.routing.redis_group`. What is durable when is on the page
+``docs/routing/redis.md``.
 """
 
 from __future__ import annotations
 
 import asyncio
+import builtins
 import contextlib
 import dataclasses
 import os
@@ -35,6 +37,7 @@ from redis.exceptions import (
 from gateway.routing.access import TLS_OPTIONS, hosts_of, number_of, password_of, tls_of
 from gateway.routing.base import Context, EngineStatus, Entry
 from gateway.routing.feed import CHUNK_BYTES, CHUNK_PACKETS, WAIT, Chunk, Position
+from gateway.routing.redis_group import Group, SharedPlace
 from gateway.routing.redis_places import BORN_SIZE, DOMAIN_SIZE, Place, StreamId
 from gateway.routing.url import EngineUrl
 from gateway.routing.view import ViewEngine
@@ -47,7 +50,7 @@ PATIENCE = 5.0
 #: The field of an entry that has the packet.
 FIELD = b"p"
 
-_OPTIONS = ("fsync", "days", "maxlen", "password", "prefix", "replicas", *TLS_OPTIONS)
+_OPTIONS = ("fsync", "days", "group", "maxlen", "password", "prefix", "replicas", *TLS_OPTIONS)
 _PREFIX = re.compile(r"[A-Za-z0-9._{}-]{1,64}")
 _DOMAIN = re.compile(rb"[0-9a-f]{%d}" % (2 * DOMAIN_SIZE))
 _DAY_MS = 86_400_000
@@ -104,6 +107,10 @@ class RedisFeed:
         self._prefix = url.options.get("prefix", "qis")
         if not _PREFIX.fullmatch(self._prefix):
             raise RoutingError(f"{self.url}: prefix must be up to 64 of A-Z a-z 0-9 . _ - {{ }}")
+        group = url.options.get("group")
+        if group is not None and not _PREFIX.fullmatch(group):
+            raise RoutingError(f"{self.url}: group must be up to 64 of A-Z a-z 0-9 . _ - {{ }}")
+        self._group = Group(self._key(f"group:{group}"), context.name) if group else None
         if url.options.get("fsync", "always") != "always":
             raise RoutingError(f"{self.url}: fsync can only be always")
         self._always = "fsync" in url.options
@@ -147,6 +154,10 @@ class RedisFeed:
         """See :class:`gateway.routing.feed.Feed`."""
         found, self._client = self._client, None
         if found is not None:
+            if self._group is not None:
+                with contextlib.suppress(RedisError, OSError, builtins.TimeoutError):
+                    async with asyncio.timeout(1):
+                        await self._group.leave(found)
             await found.aclose()
 
     @contextlib.asynccontextmanager
@@ -163,16 +174,21 @@ class RedisFeed:
                 hint="check user and password (password_file=PATH)",
             ) from None
         except NoPermissionError as error:
-            raise RoutingError(
-                f"{self.url}: the login may not do that ({_said(error)})",
-                hint="docs/routing/redis.md has the permissions that a gateway needs",
-            ) from None
+            raise self._forbidden(error) from None
         except (ConnectionError, TimeoutError, OSError) as error:
             self._checked = False
             raise RoutingError(f"{self.url}: away ({_said(error)})") from None
         except RedisError as error:
+            if "can't run this command" in str(error):  # within a script
+                raise self._forbidden(error) from None
             self._checked = False
             raise RoutingError(f"{self.url}: {_said(error)}") from None
+
+    def _forbidden(self, error: RedisError) -> RoutingError:
+        return RoutingError(
+            f"{self.url}: the login may not do that ({_said(error)})",
+            hint="docs/routing/redis.md has the permissions that a gateway needs",
+        )
 
     async def _check(self) -> None:
         """After each time that it was away: is it the same log, with all that it had?"""
@@ -266,22 +282,42 @@ class RedisFeed:
         await self._check()
         deadline = time.monotonic() + WAIT
         async with self._reaching():
-            place = Place.decode(after, self._born)
+            shared = SharedPlace.decode(after, self._born) if self._group is not None else None
+            place = Place.decode(after, self._born) if shared is None else shared.place
             if not self._verified:
                 if place.domain and await self._lacks(place):
                     await self._begin_anew()
                     place = Place(self._born)
+                    shared = SharedPlace(place) if shared is not None else None
                 self._verified = True
             while True:
-                starts, streams = await self._streams(place)
-                chunk = await self._read(place, starts, streams)
-                if chunk is not None and (chunk.raws or time.monotonic() >= deadline):
-                    return chunk
-                if chunk is not None:
+                mine = await self._take()
+                if shared is not None and not mine:  # there are more gateways than shares
+                    await asyncio.sleep(max(deadline - time.monotonic(), 0))
+                    return Chunk((), shared.encode(), True)
+                start = place if shared is None else shared.start(mine)
+                starts, streams = await self._streams(start)
+                found = await self._read(starts, streams)
+                if found is not None:
+                    entries, end, still = found
+                    if shared is None:
+                        chunk = _chunk(place, entries, end=end)
+                    else:
+                        chunk = shared.chunk(entries, mine & still, end=end and mine == still)
+                    if entries or time.monotonic() >= deadline:
+                        return chunk
                     # One that has waited gets the first stream that has something, not all that
                     # came at once: it only wakes.
                     block = max(int((deadline - time.monotonic()) * 1000), 1)
                     await self._client.xread(starts, count=1, block=block)
+
+    async def _take(self) -> frozenset[int]:
+        """The shares of the group that are this gateway's now."""
+        if self._group is None:
+            return frozenset()
+        pipe = self._client.pipeline(transaction=False)
+        self._group.take(pipe)
+        return self._group.taken((await pipe.execute())[0])
 
     async def _streams(self, place: Place) -> tuple[dict[str, str], dict[str, bytes]]:
         """From where to read what; and the domains of streams."""
@@ -302,22 +338,27 @@ class RedisFeed:
         return starts, streams
 
     async def _read(
-        self, place: Place, starts: dict[str, str], streams: dict[str, bytes]
-    ) -> Chunk | None:
-        """The next entries; ``None`` if there is another stream, which may have older ones than
-        those that lie behind them. One look at all of them: nothing comes in between."""
+        self, starts: dict[str, str], streams: dict[str, bytes]
+    ) -> tuple[list[_Found], bool, frozenset[int]] | None:
+        """The next entries, whether these are all, and the shares at that moment; ``None`` if
+        there is another stream, which may have older ones than those that lie behind them.
+        One look at all of them: nothing comes in between."""
         count = max(CHUNK_PACKETS // max(len(streams), 1), 10)
+        pipe = self._client.pipeline(transaction=self._group is not None)
+        pipe.xread(starts, count=count)
+        if self._group is not None:
+            self._group.take(pipe)
         try:
-            answer = await self._client.xread(starts, count=count)
+            answer, *taken = await pipe.execute()
         except ResponseError as error:
-            if not str(error).startswith("WRONGTYPE"):
+            if "WRONGTYPE" not in str(error):
                 raise
             await self._leave_out_foreign(streams)
             return None
         if any(_text(name) not in streams for name, _ in answer or ()):
             return None
         found = {streams[_text(name)]: entries for name, entries in answer or ()}
-        return _merge(found, place, count)
+        return *_merge(found, count), Group.taken(taken[0] if taken else ())
 
     async def _leave_out_foreign(self, names: Iterable[str]) -> None:
         """Somebody put something else where a stream belongs."""
@@ -409,9 +450,13 @@ def _caution(facts: dict[str, str]) -> str:
     return "; ".join(says)
 
 
-def _merge(found: dict[bytes, list[Any]], place: Place, count: int) -> Chunk:
-    """The oldest of all, as far as a chunk goes."""
-    merged = []
+#: An entry's id, its domain and its packet.
+_Found = tuple[StreamId, bytes, bytes]
+
+
+def _merge(found: dict[bytes, list[Any]], count: int) -> tuple[list[_Found], bool]:
+    """The oldest of all, as far as a chunk goes; and whether these are all."""
+    merged: list[_Found] = []
     full = []
     for domain, entries in found.items():
         for name, fields in entries:
@@ -419,15 +464,19 @@ def _merge(found: dict[bytes, list[Any]], place: Place, count: int) -> Chunk:
             merged.append((StreamId.parse(name), domain, raw))
         if len(entries) >= count:
             full.append(merged[-1][0])  # this stream may have more, older than what others have
-    raws: list[bytes] = []
+    merged.sort()
     size = 0
-    for where, domain, raw in sorted(merged):
-        if (raws and size + len(raw) > CHUNK_BYTES) or (full and where > min(full)):
-            return Chunk(tuple(raws), place.encode(), False)
-        raws.append(raw)
+    for index, (where, _, raw) in enumerate(merged):
+        if (index and size + len(raw) > CHUNK_BYTES) or (full and where > min(full)):
+            return merged[:index], False
         size += len(raw)
-        place = Place(place.born, where, domain)
-    return Chunk(tuple(raws), place.encode(), not full)
+    return merged, not full
+
+
+def _chunk(place: Place, found: Sequence[_Found], *, end: bool) -> Chunk:
+    if found:
+        place = place._replace(id=found[-1][0], domain=found[-1][1])
+    return Chunk(tuple(raw for _, _, raw in found), place.encode(), end)
 
 
 def _text(value: object) -> str:

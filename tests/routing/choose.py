@@ -31,3 +31,14 @@ def beyond(*bases: type) -> Callable[[type[Suite]], type[Suite]]:
         return only(*names)(suite)
 
     return choose
+
+
+def without(*names: str) -> Callable[[type[Suite]], type[Suite]]:
+    """Of a suite, all tests but these."""
+
+    def choose(suite: type[Suite]) -> type[Suite]:
+        inherited = {name for name in dir(suite) if name.startswith("test_")}
+        assert {*names} <= inherited
+        return only(*inherited.difference(names))(suite)
+
+    return choose

@@ -147,6 +147,7 @@ class TestRedisUrl(UrlConformance):
         ("redis://a?maxlen=1&days=2", "not both"),
         ("redis://a?replicas=many", "replicas must be"),
         ("redis://a?fsync=often", "always"),
+        ("redis://a?group=a%20b", "group must be"),
         ("redis://a?prefix=a%20b", "prefix must be"),
         ("redis://a?tls=perhaps", "tls must be"),
         ("redis://a?ca=x.pem", "tls=yes"),
@@ -457,6 +458,11 @@ PERMISSIONS = (
     *("+xadd", "+xread", "+xrange", "+xrevrange", "+xlen", "+sadd", "+smembers", "+type"),
     *("+time", "+wait", "+client|setname", "+select"),
 )
+#: For ``group=`` as well.
+GROUP_PERMISSIONS = (
+    *("+exists", "+xgroup|create", "+xgroup|delconsumer", "+xreadgroup", "+xinfo|consumers"),
+    *("+xpending", "+xclaim", "+xack"),
+)
 
 
 async def test_a_login_of_its_own_with_no_more_than_it_needs(server: Redis, tmp_path: Path) -> None:
@@ -470,6 +476,12 @@ async def test_a_login_of_its_own_with_no_more_than_it_needs(server: Redis, tmp_
         assert await engine.deposit([make_entry(1)]) == 1
         assert "config get is not permitted" in (await engine.status()).detail
         assert "right" not in engine.url
+    async with feeding(f"{url}&group=site") as feed:
+        with pytest.raises(RoutingError, match="may not"):
+            await feed.fetch(b"")
+        async with talking(server) as redis:
+            await redis.execute_command("ACL", "SETUSER", "gate", *GROUP_PERMISSIONS)
+        assert (await everything(feed))[0] == [make_entry(1).raw]
     with pytest.raises(RoutingError, match="may not"):
         async with opened(server.url("gate@", options=f"?prefix=other&password_file={secret}")):
             pass
