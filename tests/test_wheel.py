@@ -192,9 +192,10 @@ def test_an_upgrade_takes_over_what_an_earlier_version_kept(node: Path, tmp_path
     assert not list(tmp_path.glob("*.damaged*"))
 
 
-@pytest.fixture
-def life(node: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def life(node: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fleet and a node, set up with the installed commands."""
+    tmp_path = tmp_path_factory.mktemp("life")
     gateway = ("--config", tmp_path / "g" / "config.toml")
     run(node / "qis-gateway", "init", "--name", "base", *gateway, cwd=tmp_path)
     fleet = tmp_path / "g" / "state" / "fleet.toml"
