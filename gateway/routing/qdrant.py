@@ -157,7 +157,7 @@ class QdrantEngine(ViewEngine):
         true = []
         for one, raw in zip(found, raws, strict=True):
             entry = None if raw is None else entries.get(raw)
-            if entry is not None and one.id == entry.id[: points.ID]:
+            if entry is not None and points.is_place_of(entry.raw, one.id):
                 true.append((entry, one.stamp))
             elif self._foreign.add(one.id):
                 self._left_out += 1

@@ -1,8 +1,9 @@
 """How a packet lies in Qdrant, embedded or on a server, and how it is asked for.
 
-A point's id is the first 16 bytes of the packet's id, as a UUID: a repeat is the same
-point. The vector is the situation's, padded with zeros to :data:`SIZE` (which changes no
-cosine between vectors of one length; ``length`` keeps different ones apart). The payload:
+A point's id is the first 16 bytes of the packet's SHA-256, as a UUID: a repeat is the same
+point. (The first version took the packet's own id; such points are still read.) The vector
+is the situation's, padded with zeros to :data:`SIZE` (which changes no cosine between
+vectors of one length; ``length`` keeps different ones apart). The payload:
 
     raw         the packet, base64
     address     the fingerprint, hex; domain: its first 8 bytes
@@ -17,17 +18,18 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from gateway.routing.base import ALL_BITS, Entry, Interest
+from gateway.routing.base import ALL_BITS, Entry, Interest, framed_id
 
 #: Values of a vector: as many as a packet carries at most.
 SIZE = 16
 #: The vector's name.
 VECTOR = "situation"
-#: Bytes of a packet's id that are its point's.
+#: Bytes of an entry's id that are its point's.
 ID = 16
 #: Where the words of a fingerprint begin and end, in bits.
 WORDS = ((0, 32), (32, 64), (64, 112), (112, 160), (160, 208), (208, 256))
@@ -144,6 +146,13 @@ def raw_of(form: Mapping[str, Any] | None) -> bytes | None:
         return binascii.a2b_base64(text, strict_mode=True)
     except ValueError:
         return None
+
+
+def is_place_of(raw: bytes, place: bytes) -> bool:
+    """Whether a packet belongs to the point of this id."""
+    if hashlib.sha256(raw).digest()[:ID] == place:
+        return True
+    return (framed_id(raw) or b"")[:ID] == place
 
 
 def tie_of(form: Mapping[str, Any]) -> int:

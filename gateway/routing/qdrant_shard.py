@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import fcntl
 import gc
-import hashlib
 import os
 import signal
 import sys
@@ -357,7 +356,7 @@ def _row(point: object, form: dict[str, Any]) -> Row | None:
     raw = points.raw_of(form)
     if raw is None or not is_framed(raw) or not isinstance(point, UUID):
         return None
-    if hashlib.sha256(raw).digest()[: points.ID] != point.bytes:
+    if not points.is_place_of(raw, point.bytes):
         return None
     if framed_fingerprint(raw).hex() != form.get("address"):
         return None

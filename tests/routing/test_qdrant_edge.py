@@ -27,6 +27,7 @@ from gateway.routing import (
     qdrant_shard,
 )
 from gateway.routing import qdrant_points as points
+from gateway.routing.base import framed_id
 from gateway.testing import (
     DurableConformance,
     MediumConformance,
@@ -244,6 +245,23 @@ async def test_numbers_are_used_once_even_after_all_expired(tmp_path: Path) -> N
         subscription = engine.follow(frozenset([EVERYTHING]), cursor)
         assert entries_of(await collect(subscription, 10, 60)) == fresh
         await subscription.close()
+
+
+def test_points_of_the_first_version_are_still_read(tmp_path: Path) -> None:
+    shard = qdrant_shard.Shard(tmp_path / "shard", 1)
+    then = make_entry(1)
+    id_then = framed_id(then.raw)
+    assert id_then is not None
+    point = qd.Point(
+        UUID(bytes=id_then[: points.ID]), {}, {**points.payload(then, 1), "seq": shard.last + 1}
+    )
+    shard._update(qd.UpdateOperation.upsert_points([point]))
+    shard.last += 1
+    shard.deposit([make_entry(2)])
+    (raws, *_), _, _ = shard.slice(None, 0)
+    assert list(raws) == [then.raw, make_entry(2).raw]
+    assert shard.status()[2] == 0
+    shard.close()
 
 
 async def test_a_shard_that_was_begun_anew_says_so(tmp_path: Path) -> None:
