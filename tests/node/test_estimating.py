@@ -29,7 +29,7 @@ HOOK = '[synthesis]\nhook = "tests.loop.hooks:{}"\n'
 @pytest.fixture
 async def place(tmp_path: Path) -> AsyncIterator[Callable[..., Node]]:
     """Makes nodes of one folder, each after the one before."""
-    site = Site(tmp_path, MemoryMedium())
+    site = Site(tmp_path, MemoryMedium(), pace=3600.0)  # as time goes: a slow machine is none later
     made: list[Node] = []
 
     def make(hook: str = "") -> Node:
