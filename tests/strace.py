@@ -19,7 +19,7 @@ CALLS = "pwrite64,write,fdatasync,fsync,sendto,recvfrom"
 _LINE = re.compile(r"(\d+) +(\w+)\((.*)")
 _RESUMED = re.compile(r"(\d+) +<\.\.\. \w+ resumed>(.*)")
 _UNFINISHED = " <unfinished ...>"
-_CALL = re.compile(r'\d+<([^>]*)>(?:, "((?:\\x[0-9a-f]{2})*)")?.*\) = (-?\d+)')
+_CALL = re.compile(r'\d+<([^>]*)>(?:, "((?:\\x[0-9a-f]{2})*)")?.*\)\s+= (-?\d+)')
 
 
 def require_strace() -> str:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.strace import calls_of, traced
+from tests.strace import Call, calls_of, traced
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,3 +53,23 @@ def test_the_disk_is_synced_before_anything_is_said(tmp_path: Path) -> None:
             said.append(call.data[:4])
             written = synced = 0
     assert said == [b"kept", b"kept", b"kept", b"sent", b"done"] * 4
+
+
+def test_calls_are_read_whatever_comes_between(tmp_path: Path) -> None:
+    """Of two threads the one's call may be reported in two parts, padded to a column."""
+    trace = tmp_path / "trace"
+    trace.write_text(
+        '10 pwrite64(5<\\x2f\\x61>, "\\x01\\x02", 2, 0) = 2\n'
+        "11 fdatasync(5<\\x2f\\x61> <unfinished ...>\n"
+        '10 sendto(7<\\x73>, "\\x03", 1, 0, NULL, 0) = 1\n'
+        "11 <... fdatasync resumed>)        = 0\n"
+        '10 recvfrom(7<\\x73>, "", 1, 0, NULL, NULL) = 0\n'
+        '10 write(1<\\x2f\\x62>, "\\x04", 1)     = -1 EPIPE (Broken pipe)\n'
+        "10 +++ exited with 0 +++\n"
+    )
+    assert calls_of(trace) == [
+        Call("pwrite64", "/a", b"\1\2", 0, 0),
+        Call("fdatasync", "/a", b"", 1, 3),
+        Call("sendto", "s", b"\3", 2, 2),
+        Call("recvfrom", "s", b"", 4, 4),
+    ]
