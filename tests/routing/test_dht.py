@@ -162,7 +162,7 @@ def fresh(number: int, fingerprint: bytes) -> Entry:
 async def test_a_third_of_32_nodes_is_killed_and_all_is_there_after_more_than_its_lifetime(
     tmp_path: Path,
 ) -> None:
-    lifetime = 15
+    lifetime = 12
     async with running(tmp_path, 32, lifetime=lifetime) as world:
         writers = [world.engine(f"writer-{number}") for number in range(3)]
         late = world.engine("late")
@@ -186,7 +186,7 @@ async def test_a_third_of_32_nodes_is_killed_and_all_is_there_after_more_than_it
             await world.write(left, left.raw)
             put = time.monotonic()
             world.nodes.kill(slice(2, 13))
-            last = fresh(9999, b"\x55" * 32)
+            last = fresh(9999, one)
             async with asyncio.timeout(PATIENCE):
                 while True:  # dead nodes near the address are noticed first
                     with contextlib.suppress(RoutingError):
