@@ -60,7 +60,7 @@ NODES, MINUTES = 200, 10.0
 EACH, TOGETHER = 50, 4
 PACE = 10.0
 #: Frames a second of the node that floods, and how many different packets it has.
-FLOOD, FLOOD_PACKETS = 3000, 5000
+FLOOD, FLOOD_PACKETS = 2000, 5000
 #: Packets before the time begins, how many a second, and of how many nodes.
 WARM, WARM_RATE, ABSENT = 120_000, 3000, 8
 PATIENCE = 180.0
