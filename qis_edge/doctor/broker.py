@@ -17,7 +17,7 @@ from typing import Any
 from qis_edge.core.errors import LinkError, QisError
 from qis_edge.core.messages import Hello
 from qis_edge.doctor.findings import Finding, Severity, error, notice, ok, warning
-from qis_edge.links.mqtt_dial import dial
+from qis_edge.links.mqtt_dial import dial, explain_tls
 from qis_edge.links.mqtt_settings import MqttSettings, is_loopback
 from qis_edge.links.mqtt_topics import Topics
 from qis_edge.terminal import duration, moment
@@ -29,7 +29,10 @@ NEAR = 30 * 86400
 
 _CONNACK, _PUBLISH, _PUBACK, _SUBACK = 2, 3, 4, 9
 _LOGIN = {4, 5, 0x86, 0x87, 0x8C}  # of 3.1.1 and of 5: bad name or password, not authorized
-_VERSION = {1, 0x84}
+_HUNG_UP = -1
+_VERSION = {1, 0x84, _HUNG_UP}
+#: What the link says of certificates whose time is over, or has not come.
+_ENDED = ("expired", "not valid yet", "ended on", "begins on")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +111,7 @@ def check_broker(settings: MqttSettings, probe: Probe, about: str = "mqtt") -> I
 def _unreachable(settings: MqttSettings, failure: LinkError, about: str) -> Finding:
     text = str(failure)
     code = "broker-unreachable"
-    if "certificate" in text and ("expired" in text or "not valid yet" in text):
+    if "certificate" in text and any(word in text for word in _ENDED):
         code = "broker-certificate"
     elif "TLS" in text or "certificate" in text or text.startswith(("ca:", "cert:")):
         code = "broker-tls"
@@ -260,8 +263,12 @@ def _talk(
         with contextlib.closing(talk):
             try:
                 code = talk.connect(settings.user, password)
-            except _Closed:
-                code = _VERSION.copy().pop()  # some brokers just hang up on another version
+            except _Closed as closed:
+                if isinstance(closed.__cause__, ssl.SSLError):  # its word on our certificate
+                    where = f"{settings.host}:{settings.port}"
+                    yield _unreachable(settings, explain_tls(closed.__cause__, where), about)
+                    return
+                code = _HUNG_UP  # as some brokers do where they know another version
             if code in _VERSION and version != versions[-1]:
                 continue
             yield from _welcome(settings, talk, code, probe, version, about)
@@ -280,10 +287,11 @@ def _welcome(
         )
         return
     if code:
+        why = "hangs up without an answer" if code == _HUNG_UP else f"refuses us (code {code})"
         yield error(
             "broker-unreachable",
-            f"{settings.url} answers, and refuses MQTT (code {code})",
-            "see the broker's log",
+            f"{settings.url} is there, and {why}",
+            "see the broker's log; is that its port for MQTT, with or without TLS?",
             about,
         )
         return

@@ -151,6 +151,14 @@ def test_a_node_that_runs(ready: Site, there: Mosquitto) -> None:
     assert found(ready)["daemon-silent"] == "error"
 
 
+def test_a_rehearsal(ready: Site) -> None:
+    with ready.node_config.open("a") as file:
+        file.write("[clock.simulate]\nepoch = 2013-01-01T00:00:00Z\nanchor = 1000\n")
+    ready.node("doctor", "--json")
+    assert found(ready)["clock-simulated"] == "notice"
+    assert "clock" not in found(ready)
+
+
 def test_a_configuration_that_is_wrong(ready: Site) -> None:
     ready.node_config.write_text("[node]\nnam = 1\n")
     assert ready.node("doctor", "--json") == 2
@@ -248,7 +256,9 @@ def test_a_unit_of_an_earlier_version(ready: Site, tmp_path: Path) -> None:
     args = Namespace(program="qis-edge", config=None)
 
     def found_now() -> list[str]:
-        return [one.about for one in doctors.unit(args, look_at_node, tmp_path / "root")]
+        made = list(doctors.unit(args, look_at_node, tmp_path / "root"))
+        assert {one.code for one in made} <= {"service-outdated"}
+        return [one.about for one in made]
 
     assert found_now() == []  # none at all
     command = units.own_command("qis-edge", "qis_edge")

@@ -173,6 +173,23 @@ def test_our_own_certificate(tmp_path: Path, plain: Mosquitto) -> None:
     assert found["broker"] == "ok"
 
 
+def test_a_certificate_that_the_broker_wants(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    broker = certified(tmp_path / "b", authority)
+    wants = f"cafile {tmp_path / 'ca.pem'}\nrequire_certificate true\n"
+    with (tmp_path / "b" / "mosquitto.conf").open("a") as file:
+        file.write(wants)
+    made = authority.issue_cert("node.example")
+    made.private_key_and_cert_chain_pem.write_to_path(tmp_path / "node.pem")
+    with running(broker):
+        without = at(broker, tls=True, ca=tmp_path / "ca.pem")
+        (found,) = check_broker(without, NODE)
+        assert (found.code, found.severity.label) == ("broker-tls", "error")
+        assert "certificate" in f"{found.message} {found.fix}"
+        own = at(broker, tls=True, ca=tmp_path / "ca.pem", cert=tmp_path / "node.pem")
+        assert codes(own)["broker"] == "ok"
+
+
 def test_a_password_in_the_clear(monkeypatch: pytest.MonkeyPatch) -> None:
     """To another machine; here it is not even tried."""
     monkeypatch.setattr(socket, "getaddrinfo", _nobody)
