@@ -39,7 +39,7 @@ class RawDht:
 
     async def ready(self) -> None:
         """The client knows the other nodes."""
-        while await self._put(b"ready", b"ready", b"ready") < NODES - 1:  # noqa: ASYNC110
+        while await self._put(b"ready", b"ready", b"ready") < NODES - 1:  # noqa: ASYNC110 - the nodes get to know one another
             await asyncio.sleep(0.1)
 
     async def _put(self, fingerprint: bytes, number: bytes, raw: bytes) -> int:
