@@ -63,7 +63,7 @@ QIS_EDGE_LOG__LEVEL=debug
 QIS_EDGE_LINKS__MQTT__URL=mqtts://broker.example
 QIS_EDGE_PEERS__BITS=128
 QIS_EDGE_SITUATION__FIELDS='{climate = "cfb", terrain = "plain"}'
-QIS_GATEWAY_ROUTING__ENGINES='["sqlite:routing.db", "kafka://kafka.example/qis"]'
+QIS_GATEWAY_ROUTING__ENGINES='["sqlite:routing.db", "kafka://kafka.example"]'
 ```
 
 A variable that is empty counts as not set. One that begins like these and names no setting is

@@ -275,6 +275,7 @@ def test_settings_are_handed_on_and_secrets_are_not_shown(tmp_path: Path) -> Non
     assert config["socket.keepalive.enable"] == "true"
     assert config["sasl.oauthbearer.client.secret"] == "s3cret"
     assert (config["acks"], config["enable.idempotence"]) == ("all", True)
+    assert config["compression.type"] == "lz4"
     assert settings.consumer()["group.id"] == "qis.roof"
     scram = Settings.of(EngineUrl.parse("kafka://a:b@c"), Context()).consumer()
     assert scram["security.protocol"] == "sasl_plaintext"
