@@ -27,8 +27,8 @@ from qis_edge.links.batches import Batches
 
 log = logging.getLogger(__name__)
 
-#: Frames of one batch, at most.
-BATCH = 128
+#: Frames of one batch, at most; and from how many on they pile up (:mod:`gateway.shares`).
+BATCH, PILED = 256, 128
 
 
 @dataclass(slots=True)
@@ -95,7 +95,7 @@ class Intake:
         self._counts = counts
         self._ask = ask
         self._unreadable = unreadable
-        self._shares = Shares(BATCH)
+        self._shares = Shares(PILED)
         self._prover = Prover()
 
     async def run(self) -> None:

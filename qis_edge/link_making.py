@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 
 from qis_edge.core.errors import QisError
@@ -10,6 +11,10 @@ from qis_edge.core.packet import Packet
 from qis_edge.link_config import LinksConfig, MqttConfig
 from qis_edge.links.base import Link, Role
 from qis_edge.links.mqtt import MqttLink
+
+#: Frames that a gateway has under way at a time: one batch is committed, one verified and
+#: one on its way from the broker, which is told.
+GATEWAY_WINDOW = 800
 
 
 def make_links(
@@ -32,6 +37,8 @@ def make_links(
     for name in config.names:
         if name == "mqtt":
             settings = (config.mqtt or MqttConfig()).settings(broker)
+            if role is Role.GATEWAY:
+                settings = replace(settings, receive_window=GATEWAY_WINDOW)
             made.append(MqttLink(settings, role, site, kid))
         elif name == "meshtastic":
             from qis_edge.links.mesh import MeshLink

@@ -55,7 +55,7 @@ NODES, EACH, ROUNDS = 40, 500, 3
 PATIENCE = 120.0
 BROKER = (
     "allow_anonymous true",
-    "max_inflight_messages 200",
+    "max_inflight_messages 800",
     "max_queued_messages 0",
     "max_queued_bytes 268435456",
     "log_dest none",
@@ -282,7 +282,7 @@ def count(port: int, expected: int) -> float:
     client.on_message = on_message
     client.on_subscribe = on_subscribe
     properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call] # paho's
-    properties.ReceiveMaximum = 200
+    properties.ReceiveMaximum = 800
     properties.SessionExpiryInterval = 3600
     client.connect("127.0.0.1", port, clean_start=False, properties=properties)
     client.loop_forever()
@@ -315,6 +315,7 @@ def bare(folder: Path, packets: Sequence[Packet], nodes: Sequence[Identity]) -> 
 
 
 def main() -> None:
+    report.precedence()
     found: dict[str, list[float]] = {"rate": [], "paho_rate": [], "bare_rate": []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -222,6 +222,7 @@ def bare_start() -> float:
 
 
 def main() -> None:
+    report.precedence()
     figures: dict[str, object] = {}
     with field(("mqtt",), tls=True) as one:
         figures |= one.starts()

@@ -130,6 +130,7 @@ def speed(domain: Domain, some: list[list[Outcome]], prefix: str = "") -> dict[s
 
 
 def main() -> None:
+    report.precedence()
     domain = Domain.parse((Path("devices") / "domains" / "air_quality.toml").read_text())
     identity = Identity.from_seed(bytes(32))
     singles: list[int] = []

@@ -156,6 +156,7 @@ def weigh(peers: int, packets: int = 1000) -> float:
 
 
 def main() -> None:
+    report.precedence()
     table = readings()
     figures: dict[str, object] = {}
     pooled = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.intake import BATCH, Intake
+from gateway.intake import PILED, Intake
 from qis_edge.core import cbor, cose
 from qis_edge.core.errors import Reason
 from qis_edge.core.identity import Identity
@@ -17,18 +17,18 @@ async def test_while_frames_pile_up_others_lose_nothing_to_who_floods() -> None:
     bench.hold.clear()  # a disk that is slow
     async with running(bench):
         await until(lambda: bench.wire.up)
-        for number in range(40 * BATCH):
+        for number in range(40 * PILED):
             kid = honest.kid if number % 16 == 7 else bench.node.kid
             raw = packet_of(honest if kid == honest.kid else bench.node, number).raw
             bench.bring(raw, kid)
-            if number == 2 * BATCH:
+            if number == 2 * PILED:
                 bench.hold.set()
-        await until(lambda: len(bench.done) == 40 * BATCH, 60)
+        await until(lambda: len(bench.done) == 40 * PILED, 60)
     taken = [packet.kid for batch in bench.taken for packet in batch]
-    assert taken.count(honest.kid) == 40 * BATCH // 16
-    assert taken.count(bench.node.kid) < 40 * BATCH * 15 // 16 / 2
+    assert taken.count(honest.kid) == 40 * PILED // 16
+    assert taken.count(bench.node.kid) < 40 * PILED * 15 // 16 / 2
     passed_over = bench.counts.refused[Reason.FLOODED.label]
-    assert passed_over == 40 * BATCH - len(taken)
+    assert passed_over == 40 * PILED - len(taken)
     # It is seen whose they were, in `qis-gateway nodes`.
     assert set(bench.desk.blamed) == {(bench.node.kid, Reason.FLOODED)}
 

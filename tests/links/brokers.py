@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from qis_edge.link_making import GATEWAY_WINDOW
 from qis_edge.links.base import Link, Role
 from qis_edge.links.mqtt import MqttLink, MqttSettings
 from qis_edge.testing.links import LinkWorld, until_up
@@ -32,6 +33,7 @@ def node_link(port: int, kid: bytes = NODE, **others: Any) -> MqttLink:
 
 
 def gateway_link(port: int, kid: bytes = GATEWAY, **others: Any) -> MqttLink:
+    others = {"receive_window": GATEWAY_WINDOW, **others}
     return MqttLink(settings(port, **others), Role.GATEWAY, SITE, kid, name="gateway")
 
 
