@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 DOMAIN = 8
 #: How long a call for metadata waits before it looks whether it waits in vain; seconds.
 SLICE = 0.5
+#: What is said of a topic that was just made.
+_NO_LEADER_YET = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
 #: How long a broker may lag behind the others; seconds.
 LAG = 1.0
 
@@ -171,6 +173,16 @@ class Topics:
 
         :raises RoutingError: nobody answers.
         """
+        deadline = time.monotonic() + self._settings.timeout
+        while True:
+            try:
+                return max(self._total(), 0)
+            except KafkaException as error:
+                if error.args[0].code() not in _NO_LEADER_YET or time.monotonic() >= deadline:
+                    raise self._trouble.of(error) from None
+            time.sleep(0.05)
+
+    def _total(self) -> int:
         admin = self._admin
         if admin is None:
             raise RoutingError(f"{self._settings.url}: not open")
@@ -182,17 +194,12 @@ class Topics:
         total = 0
         latest = OffsetSpec.latest()  # type: ignore[no-untyped-call] # its types say nothing
         earliest = OffsetSpec.earliest()  # type: ignore[no-untyped-call] # likewise
-        for sign, spec in ((1, latest), (-1, earliest)):
-            if not places:
-                break
-            try:
-                waits = admin.list_offsets(
-                    dict.fromkeys(places, spec), request_timeout=self._settings.timeout
-                )
-                total += sign * sum(wait.result().offset for wait in waits.values())
-            except KafkaException as error:
-                raise self._trouble.of(error) from None
-        return max(total, 0)
+        for sign, spec in ((1, latest), (-1, earliest)) if places else ():
+            waits = admin.list_offsets(
+                dict.fromkeys(places, spec), request_timeout=self._settings.timeout
+            )
+            total += sign * sum(wait.result().offset for wait in waits.values())
+        return total
 
     # - where things go
 
