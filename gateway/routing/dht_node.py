@@ -53,9 +53,9 @@ MAX_WAITING = 20_000
 MAX_OWN = 20_000
 #: Values of one message.
 SLICE = 500
-#: Seconds for a farewell, in which others are given what they should hold: of a gateway,
-#: which keeps its packets, and of a node by itself.
-FAREWELL, LONG_FAREWELL = 0.2, 10.0
+#: Seconds for the farewell of a node by itself, in which others are given what they should
+#: hold. A gateway keeps its packets, and is not kept waiting.
+FAREWELL = 10.0
 
 
 def network_id(name: str) -> int:
@@ -167,11 +167,11 @@ class Node:
 
         self._runner.listen(_hash(key), one)
 
-    def end(self, seconds: float) -> None:
+    def end(self) -> None:
         """Say goodbye; what others should hold is given to them first."""
         done = threading.Event()
         self._runner.shutdown(done.set)
-        done.wait(seconds)
+        done.wait(FAREWELL)
 
 
 def _hash(key: bytes) -> Any:
@@ -306,7 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.stdout.write(f"a node of the network {given.network} listens on UDP port {node.port}\n")
     sys.stdout.flush()
     signal.sigwait({signal.SIGINT, signal.SIGTERM})
-    node.end(LONG_FAREWELL)
+    node.end()
     return 0
 
 
@@ -337,7 +337,6 @@ def _for_a_gateway(
         node.join(*place)
     out.say("ready", node.port)
     serve(node, sys.stdin.buffer, out)
-    node.end(FAREWELL)
     return 0
 
 

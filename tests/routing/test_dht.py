@@ -71,8 +71,8 @@ class DhtWorld(RoutingWorld):
     async def fail(self) -> None:
         await asyncio.to_thread(self.nodes.pause)
         # The library takes up to 20 s to be sure that nobody is there.
-        self._patched.setattr(dht, "PATIENCE", 3.0)
-        self._patched.setattr(dht, "FIRST_ANSWER", 1.0)
+        self._patched.setattr(dht, "PATIENCE", 1.5)
+        self._patched.setattr(dht, "FIRST_ANSWER", 0.5)
 
     async def heal(self) -> None:
         self._patched.undo()

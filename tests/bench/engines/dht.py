@@ -83,7 +83,7 @@ class RawDht:
             await done
 
     def close(self) -> None:
-        self._client.end(1)
+        self._client.end()
 
 
 def _key(fingerprint: bytes) -> bytes:
