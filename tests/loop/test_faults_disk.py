@@ -218,12 +218,15 @@ async def test_a_damaged_spool_ends_the_gateway_and_the_next_start_mends_it(
 ) -> None:
     """Bits that turn over in what no engine has yet: the node is asked for it again."""
     async with site(tmp_path, MemoryMedium()) as here:
-        station, ewr = here.station(), here.node("ewr")
+        station, ewr = here.station(), here.node("ewr", extra=LASTING)
         absence = Absence(station)
         here.start(station, ewr)
         await here.join(station, ewr)
         await here.wait("custody", lambda: made_and_held(ewr)[1] >= 5)
         epoch = station.spool.epoch
+        (missing,) = await station.disk(
+            station.spool._db.row, "SELECT time FROM packets WHERE position = 2"
+        )
         break_row = "UPDATE packets SET raw = raw || x'00' WHERE position = 2"
         await station.disk(station.spool._db.execute, break_row)
         absence.away = False
@@ -238,13 +241,13 @@ async def test_a_damaged_spool_ends_the_gateway_and_the_next_start_mends_it(
         assert "spool.db.aside-1" in line
         assert again.spool.epoch != epoch
         here.start(again)
-        await drained(here, ewr)
 
-        async def asked_again() -> bool:  # the node may think for a while that it is held
+        async def came_again() -> bool:  # a node that sends hears that there is a new spool
             found = await deposited(here.state("base"))
-            return len(found.get(ewr.identity.kid, ())) >= stats_of(ewr).made
+            return missing in {outcome.time for outcome in found.get(ewr.identity.kid, ())}
 
-        await here.wait_for("what was damaged", asked_again)
+        await here.wait_for("what was damaged", came_again, 90)
+        await drained(here, ewr)
         await settled(here, again)
         await assert_each_once(here.state("base"), {ewr.identity.kid: stats_of(ewr).made})
         assert not again.spool.equivocations()
