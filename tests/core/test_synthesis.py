@@ -18,6 +18,7 @@ from qis_edge.core import synthesis
 from qis_edge.core.domain import Domain
 from qis_edge.core.outcome import Kind, Outcome, Value
 from qis_edge.core.synthesis import (
+    MOST_VOICES,
     Estimate,
     PeerReport,
     ResultEstimate,
@@ -117,6 +118,20 @@ def absent(value: float, hour: int) -> None:
 
 
 # --- numbers ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_many_voices_those_of_most_weight_are_combined(order: int) -> None:
+    """All are counted; whoever comes first or says more is not preferred."""
+    kids = [f"peer-{number:04}".encode() for number in range(100)]
+    node = live({kid: noisy(seed=number) for number, kid in enumerate(kids)}, 30)
+    hour, confident = 30, set(kids[::order][:MOST_VOICES])
+    for kid in kids:
+        value, confidence = (14.0, 1.0) if kid in confident else (18.0, 0.01)
+        node.heard(PeerReport(kid, said(hour, value, confidence=confidence)), T0 + 31 * HOUR)
+    estimate = temperature(node, hour, own=False)
+    assert number(estimate) == pytest.approx(14.0, abs=0.5)
+    assert estimate.contributors == 100
 
 
 def test_biases_are_learned_in_two_days_and_removed() -> None:
