@@ -72,7 +72,7 @@ FLOORS = {"deposit_ratio": 0.6, "replay_ratio": 0.5}
 LIMITS = {"deposit_latency_ratio": 2.0, "query_ratio": 2.0}
 #: Where an engine misses that (docs/routing/README.md says why), it is to become no worse.
 MISSED_FLOORS: dict[str, float] = {}
-MISSED_LIMITS: dict[str, float] = {}
+MISSED_LIMITS: dict[str, float] = {"dht.deposit_latency_ratio": 3.5}
 
 
 def packets() -> list[Entry]:
