@@ -419,6 +419,12 @@ async def test_a_log_that_was_lost_is_filled_again(tmp_path: Path) -> None:
         log.lose()
         log.append([make_entry(2).raw, make_entry(30).raw])  # somebody was quicker
         await has(engine, [*entries(0, 5), make_entry(30)])
+
+        async def read_anew() -> bool:
+            end = log.token + len(log.raws).to_bytes(8)
+            return await engine._view.place() == (end, log.token.hex())
+
+        await eventually(read_anew, PATIENCE)
         with pytest.raises(RoutingError, match="lost its log"):
             await engine.deposit(entries(0, 6))
         await engine.open()  # as a drain does
