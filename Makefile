@@ -43,7 +43,9 @@ audit: setup-dev ## known vulnerabilities of what is installed (pip-audit)
 
 bench: ## measure; BENCH=name chooses one; results in build/bench/
 	@sh tools/setup.sh gateway,mesh,dev,bench || sh tools/setup.sh gateway,mesh,dev # without LXMF, then
-	@for bench in $(or $(subst -,_,$(BENCH)),$(BENCHES)); do echo "$$bench"; $(PY) -m tests.bench.$$bench || exit 1; done
+	@wrong=0; for bench in $(or $(subst -,_,$(BENCH)),$(BENCHES)); do \
+		echo "$$bench"; $(PY) -m tests.bench.$$bench || wrong=1; \
+	done; exit $$wrong
 
 torture: setup-dev ## kill -9 the stores 1,000 times and look; ARGS="--kills 100"; build/torture.json
 	@$(PY) -m tests.torture $(ARGS)
