@@ -42,10 +42,12 @@ class Site:
 
     :param url: of the engine.
     :param raw: of the same medium, in a place of its own there.
+    :param newcomer: of the engine of a gateway that reads everything anew, if another.
     """
 
     url: str
     raw: Raw
+    newcomer: str | None = None
 
 
 class Start(Protocol):

@@ -99,7 +99,8 @@ async def dht(folder: Path) -> AsyncIterator[Site]:
         await asyncio.to_thread(nodes.start, NODES)
         raw = RawDht(nodes, view)
         await raw.ready()
-        yield Site(nodes.url(), raw)
+        # Lookups lose a few values: who is new looks again after ten seconds, and so on.
+        yield Site(nodes.url(), raw, nodes.url("&reread=10"))
     finally:
         if raw is not None:
             raw.close()

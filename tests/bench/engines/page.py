@@ -39,8 +39,9 @@ def table(figures: Figures) -> str:
     """Markdown."""
     lines = [HEAD, "|---|---|---|---|---|---|---|", "| *wanted* | ≥ 0.6 | ≤ 2 | ≤ 2 | ≥ 0.5 | | |"]
     for scheme, found in figures.items():
-        if "absent" in found:
-            lines.append(f"| `{scheme}:` | not measured: needs {found['absent']} | | | | | |")
+        if "deposit_ratio" not in found:
+            why = f"needs {found['absent']}" if "absent" in found else found["failed"]
+            lines.append(f"| `{scheme}:` | not measured: {why} | | | | | |")
             continue
         cells = [_number(found.get(key)) for key, *_ in PANELS]
         cells.append(_number(found.get("rebuild_ratio")))
@@ -79,7 +80,7 @@ STYLE = """
 
 def plot(figures: Figures) -> str:
     """SVG: a panel for each kind of call, a dot for each engine."""
-    shown = {scheme: found for scheme, found in figures.items() if "absent" not in found}
+    shown = {scheme: found for scheme, found in figures.items() if "deposit_ratio" in found}
     bottom = TOP + ROW * len(shown)
     width = LEFT + len(PANELS) * (PANEL + GAP)
     said = "Time of each engine's calls over the time of its client's"
