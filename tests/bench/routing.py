@@ -72,7 +72,7 @@ ENGINES = {
 FLOORS = {"deposit_ratio": 0.6, "replay_ratio": 0.5}
 LIMITS = {"deposit_latency_ratio": 2.0, "query_ratio": 2.0}
 #: Where an engine misses that (docs/routing/README.md says why), it is to become no worse.
-MISSED_FLOORS: dict[str, float] = {}
+MISSED_FLOORS: dict[str, float] = {"dht.deposit_ratio": 0.2}
 MISSED_LIMITS: dict[str, float] = {"dht.deposit_latency_ratio": 3.5}
 
 
