@@ -23,6 +23,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import end, pause
+
 #: Debian puts the broker where only root's path looks.
 MOSQUITTO = shutil.which(
     "mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"
@@ -117,7 +119,7 @@ class Mosquitto:
     def pause(self) -> None:
         """SIGSTOP: its connections stay open and nobody answers."""
         assert self.process is not None
-        self.process.send_signal(signal.SIGSTOP)
+        pause(self.process)
 
     def resume(self) -> None:
         """Let a paused one go on."""
@@ -130,15 +132,8 @@ class Mosquitto:
 
     def _end(self, sign: signal.Signals) -> None:
         process, self.process = self.process, None
-        if process is None:
-            return
-        process.send_signal(signal.SIGCONT)
-        process.send_signal(sign)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        if process is not None:
+            end(process, sign)
 
 
 @contextlib.contextmanager

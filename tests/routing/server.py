@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.mosquitto import free_port
+from tests.processes import end, pause
 
 
 def require(program: str) -> str:
@@ -80,16 +81,7 @@ class Server:
     def pause(self) -> None:
         """SIGSTOP: its connections stay open and nobody answers."""
         assert self.process is not None
-        self.process.send_signal(signal.SIGSTOP)
-        deadline = time.monotonic() + 60
-        while not self._stopped() and time.monotonic() < deadline:
-            time.sleep(0.005)
-
-    def _stopped(self) -> bool:
-        """Whether all of its threads are."""
-        assert self.process is not None
-        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/stat")
-        return all(task.read_text().rpartition(") ")[2].startswith("T") for task in tasks)
+        pause(self.process)
 
     def resume(self) -> None:
         """Let a paused one go on."""
@@ -98,12 +90,5 @@ class Server:
 
     def _end(self, sign: signal.Signals) -> None:
         process, self.process = self.process, None
-        if process is None:
-            return
-        process.send_signal(signal.SIGCONT)
-        process.send_signal(sign)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        if process is not None:
+            end(process, sign)
