@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import itertools
 from collections.abc import Iterator
 from importlib.util import find_spec
 
@@ -21,19 +20,15 @@ from qis_edge.cli.doctor import (
     Status,
     ask,
     clock,
+    examine,
     links,
-    loaded,
     pid_of,
-    show,
     trouble,
     unit,
     whole,
-    wrong,
 )
-from qis_edge.cli.owner import act_as_owner
-from qis_edge.cli.program import USAGE
 from qis_edge.core.credential import GATEWAY
-from qis_edge.core.errors import ConfigError, Refused, RoutingError, StoreError
+from qis_edge.core.errors import Refused, RoutingError, StoreError
 from qis_edge.doctor.broker import Probe
 from qis_edge.doctor.disk import check_disk
 from qis_edge.doctor.findings import Finding, error, notice, ok, warning
@@ -51,13 +46,7 @@ LOCAL = ("sqlite:", "memory:", "qdrant+edge:", "dht:")
 
 def doctor(args: argparse.Namespace) -> int:
     """Look at everything that may be wrong, whether the gateway runs or not."""
-    try:
-        config, found = loaded(args, load_gateway)
-    except ConfigError as failure:
-        show(args, wrong(args, failure))
-        return USAGE
-    act_as_owner(config.gateway.state)
-    return show(args, itertools.chain(found, _gateway(args, config)))
+    return examine(args, load_gateway, lambda config: config.gateway.state, _gateway)
 
 
 def _gateway(args: argparse.Namespace, config: GatewayConfig) -> Iterator[Finding]:

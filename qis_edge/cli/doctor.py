@@ -41,13 +41,24 @@ C = TypeVar("C")
 
 def doctor(args: argparse.Namespace) -> int:
     """Look at everything that may be wrong, whether the node runs or not."""
+    return examine(args, load_node, lambda config: config.node.state, _node)
+
+
+def examine(
+    args: argparse.Namespace,
+    load: Callable[..., C],
+    state_of: Callable[[C], Path],
+    look: Callable[[argparse.Namespace, C], Iterator[Finding]],
+) -> int:
+    """Read the configuration, look as the owner of the state folder, and show what was found;
+    returns an exit status."""
     try:
-        config, found = loaded(args, load_node)
+        config, found = loaded(args, load)
     except ConfigError as failure:
         show(args, wrong(args, failure))
         return USAGE
-    act_as_owner(config.node.state)
-    return show(args, itertools.chain(found, _node(args, config)))
+    act_as_owner(state_of(config))
+    return show(args, itertools.chain(found, look(args, config)))
 
 
 def _node(args: argparse.Namespace, config: NodeConfig) -> Iterator[Finding]:
